@@ -1,0 +1,83 @@
+"""What a build tells about itself while it runs: events as values. Nothing here prints.
+
+The vocabulary is BuildKit's status stream (vertexes, statuses, logs, warnings), so that ``rawjson`` is a plain mapping.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol, TypeAlias
+
+
+@dataclass(frozen=True, slots=True)
+class StepStarted:
+    """``step`` identifies the step within this build (a digest's text); ``inputs`` are other steps' identifiers."""
+
+    step: str
+    title: str
+    time: float
+    inputs: tuple[str, ...] = ()
+    lines: tuple[int, int] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class StepLog:
+    """Output of a step: ``stream`` 1 or 2, ``data`` as the process wrote it."""
+
+    step: str
+    stream: int
+    data: bytes
+    time: float
+
+
+@dataclass(frozen=True, slots=True)
+class StepProgress:
+    """A transfer or another countable part of a step; ``total`` 0 if unknown; ``done`` True once, at its end. Unit: bytes unless
+    ``unit`` says otherwise."""
+
+    step: str
+    id: str
+    current: int
+    total: int
+    done: bool
+    time: float
+    unit: str = "bytes"
+
+
+@dataclass(frozen=True, slots=True)
+class StepDone:
+    """The end of a step. ``cached``: nothing ran. ``reason``: why it was not cached, in words, when known."""
+
+    step: str
+    time: float
+    cached: bool = False
+    error: str | None = None
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class BuildWarning:
+    """A finding of the build checks or a trouble that doesn't stop the build."""
+
+    rule: str
+    message: str
+    lines: tuple[int, int] | None = None
+    url: str = ""
+    detail: str = ""
+    step: str = ""
+
+
+Event: TypeAlias = StepStarted | StepLog | StepProgress | StepDone | BuildWarning
+
+
+class Progress(Protocol):
+    """Receives events, from any thread, in order per step; must not block for long and never raises."""
+
+    def emit(self, event: Event) -> None: ...
+
+
+class Silent:
+    """A Progress that drops everything."""
+
+    def emit(self, event: Event) -> None:
+        return None
