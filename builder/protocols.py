@@ -216,4 +216,33 @@ class CacheIndex(Protocol):
         """Add (path, inode, size, mtime_ns, ctime_ns, digest) rows; entries that might be racy are dropped."""
 
 
+# --- remote sources ---------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class HttpFile:
+    """A downloaded file: where it is on this machine, its digest, the name the server gave it (or the URL's last element), and
+    its Last-Modified in seconds since the epoch (None if the server gave none)."""
+
+    path: str
+    digest: Digest
+    filename: str
+    last_modified: float | None
+
+
+class RemoteSources(Protocol):
+    """Fetches what ADD and remote contexts name. Credentials come from the secrets given at construction; never in errors or logs."""
+
+    def http(self, url: str, *, checksum: Digest | None) -> HttpFile:
+        """Download (or revalidate with ETag / Last-Modified) ``url``. Raises PybuildError (status, checksum mismatch)."""
+
+    def git_commit(self, remote: str, ref: str) -> str:
+        """The commit id that ``ref`` (branch, tag, commit or empty for HEAD) names at ``remote``. Raises PybuildError."""
+
+    def git_tree(
+        self, remote: str, *, commit: str, ref: str, subdir: str, keep_git_dir: bool, submodules: bool
+    ) -> AbstractContextManager[str]:
+        """A host directory with the tree of ``commit`` (below ``subdir``), held until the context ends."""
+
+
 Secrets: TypeAlias = Mapping[str, bytes]
