@@ -1,0 +1,1 @@
+"""The command line: one module per command group. Only this package reads the environment, prints and draws."""

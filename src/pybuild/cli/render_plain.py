@@ -1,0 +1,129 @@
+"""Plain progress: BuildKit's line format, for logs and for tools that parse them. Steps keep their number for the whole build."""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import dataclass, field
+from typing import TextIO
+
+from pybuild.builder.progress import BuildWarning, Event, StepDone, StepLog, StepProgress, StepStarted
+
+
+def human_bytes(count: float) -> str:
+    """``12.34kB`` in powers of 1000, as Docker prints sizes."""
+    for unit in ("B", "kB", "MB", "GB", "TB"):
+        if abs(count) < 1000 or unit == "TB":
+            return f"{count:.0f}{unit}" if unit == "B" else f"{count:.4g}{unit}"
+        count /= 1000
+    raise AssertionError("unreachable")
+
+
+@dataclass(slots=True)
+class _Step:
+    number: int
+    title: str
+    started: float
+    partial: dict[int, bytes] = field(default_factory=dict)
+    transfers: dict[str, int] = field(default_factory=dict)
+    ended: bool = False
+
+
+class PlainRenderer:
+    """Writes each event as lines to ``stream``; the block of another step is separated by a blank line, as BuildKit does."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+        self._lock = threading.Lock()
+        self._steps: dict[str, _Step] = {}
+        self._last: int | None = None
+
+    def emit(self, event: Event) -> None:
+        with self._lock:
+            match event:
+                case StepStarted():
+                    self._start(event)
+                case StepLog():
+                    self._log(event)
+                case StepProgress():
+                    self._progress(event)
+                case StepDone():
+                    self._done(event)
+                case BuildWarning():
+                    pass  # listed at the end, see report_warnings
+            self._stream.flush()
+
+    def close(self) -> None:
+        """Flush what processes wrote without a final newline."""
+        with self._lock:
+            for step in self._steps.values():
+                self._flush_partial(step, 0.0)
+            self._stream.flush()
+
+    def _line(self, step: _Step, text: str) -> None:
+        if self._last is not None and self._last != step.number:
+            self._stream.write("\n")
+        if self._last != step.number:
+            self._last = step.number
+            if step.started >= 0 and text != step.title:
+                self._stream.write(f"#{step.number} {step.title}\n")
+        self._stream.write(f"#{step.number} {text}\n")
+
+    def _start(self, event: StepStarted) -> None:
+        known = self._steps.get(event.step)
+        if known is not None:
+            return
+        step = _Step(number=len(self._steps) + 1, title=event.title, started=event.time)
+        self._steps[event.step] = step
+        self._line(step, event.title)
+
+    def _log(self, event: StepLog) -> None:
+        step = self._steps.get(event.step)
+        if step is None:
+            return
+        data = step.partial.pop(event.stream, b"") + event.data
+        *lines, rest = data.split(b"\n")
+        seconds = max(0.0, event.time - step.started)
+        for line in lines:
+            self._line(step, f"{seconds:.3f} {_printable(line)}".rstrip())
+        if rest:
+            step.partial[event.stream] = rest
+
+    def _flush_partial(self, step: _Step, now: float) -> None:
+        for data in step.partial.values():
+            self._line(step, f"{max(0.0, now - step.started):.3f} {_printable(data)}".rstrip())
+        step.partial.clear()
+
+    def _progress(self, event: StepProgress) -> None:
+        step = self._steps.get(event.step)
+        if step is None:
+            return
+        amount = human_bytes(event.current) if event.unit == "bytes" else f"{event.current} {event.unit}"
+        if event.done:
+            self._line(step, f"{event.id} {amount} done" if event.current or event.total else f"{event.id} done")
+            step.transfers.pop(event.id, None)
+            return
+        # A line a percent or more would drown a log: one for each quarter is enough.
+        quarter = event.current * 4 // event.total if event.total else event.current >> 26
+        if step.transfers.get(event.id) != quarter and event.current:
+            step.transfers[event.id] = quarter
+            total = f" / {human_bytes(event.total)}" if event.total and event.unit == "bytes" else ""
+            self._line(step, f"{event.id} {amount}{total}")
+
+    def _done(self, event: StepDone) -> None:
+        step = self._steps.get(event.step)
+        if step is None or step.ended:
+            return
+        step.ended = True
+        self._flush_partial(step, event.time)
+        if event.cached:
+            self._line(step, "CACHED")
+        elif event.error is not None:
+            self._line(step, f"ERROR: {event.error}")
+        else:
+            self._line(step, f"DONE {max(0.0, event.time - step.started):.1f}s")
+
+
+def _printable(line: bytes) -> str:
+    text = line.rstrip(b"\r").decode("utf-8", "replace")
+    # A progress bar redraws its line with carriage returns; keep what a terminal would show last.
+    return text.rpartition("\r")[2] if "\r" in text else text
