@@ -1,0 +1,94 @@
+"""The import graph is the one in docs/architecture.md: read from the import lines, as a newcomer would."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+ALLOWED = {
+    "parser": set(),
+    "layers": set(),
+    "builder": {"parser", "layers"},
+    "registry_client": {"layers"},
+    "daemon": {"parser", "layers", "builder", "registry_client"},
+}
+FOLDERS = sorted(ALLOWED)
+
+
+def imported_modules(path: Path) -> set[str]:
+    """Absolute dotted names of all that a module imports anywhere, also inside functions."""
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found.update(alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            if node.level > 1:
+                pytest.fail(f"{path} imports from outside its own folder relatively")
+            if node.level == 0 and node.module:
+                found.add(node.module)
+                if node.module == "pybuild":
+                    found.update(f"pybuild.{alias.name}" for alias in node.names)
+    return found
+
+
+@pytest.mark.parametrize("folder", FOLDERS)
+def test_a_folder_imports_only_what_the_architecture_allows(folder: str) -> None:
+    modules = sorted((ROOT / folder).glob("*.py"))
+    assert modules, f"{folder}/ has no modules"
+    for path in modules:
+        for name in imported_modules(path):
+            if not name.startswith("pybuild") or name in ("pybuild", "pybuild.errors", "pybuild.__version__"):
+                continue
+            other = name.split(".")[1]
+            assert other == folder or other in ALLOWED[folder], f"{path.relative_to(ROOT)} imports {name}"
+
+
+@pytest.mark.parametrize("folder", FOLDERS)
+def test_no_folder_is_imported_under_its_bare_name(folder: str) -> None:
+    for base in (*FOLDERS, "src/pybuild"):
+        for path in (ROOT / base).rglob("*.py"):
+            for name in imported_modules(path):
+                assert name.split(".")[0] != folder, (
+                    f"{path.relative_to(ROOT)} imports {name} instead of pybuild.{name}"
+                )
+
+
+def test_requests_is_imported_only_by_the_registry_clients_http_modules() -> None:
+    allowed = {ROOT / "registry_client/transport.py", ROOT / "registry_client/download.py"}
+    for folder in (*FOLDERS, "src/pybuild"):
+        for path in (ROOT / folder).rglob("*.py"):
+            if any(name.split(".")[0] in ("requests", "urllib3") for name in imported_modules(path)):
+                assert path in allowed, f"{path.relative_to(ROOT)} imports requests"
+
+
+def test_ctypes_is_imported_only_by_the_sandbox() -> None:
+    for folder in (*FOLDERS, "src/pybuild"):
+        for path in (ROOT / folder).rglob("*.py"):
+            if "ctypes" in imported_modules(path):
+                assert path.parent == ROOT / "daemon", f"{path.relative_to(ROOT)} makes system calls of its own"
+
+
+def test_only_the_command_line_reads_the_environment() -> None:
+    # The sandbox's launcher is its own program; the demo of the rule is that nothing below the CLI names os.environ.
+    allowed = {ROOT / "daemon/sandbox.py", ROOT / "daemon/userns.py"}
+    for folder in FOLDERS:
+        for path in (ROOT / folder).glob("*.py"):
+            if path in allowed:
+                continue
+            for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+                if isinstance(node, ast.Attribute) and node.attr in ("environ", "getenv"):
+                    pytest.fail(f"{path.relative_to(ROOT)}:{node.lineno} reads the environment")
+
+
+def test_importing_the_command_line_imports_nothing_heavy() -> None:
+    import subprocess
+    import sys
+
+    code = "import sys, pybuild.cli.main; print(' '.join(sys.modules))"
+    loaded = set(
+        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+    )
+    assert not loaded & {"requests", "lark", "tqdm", "zstandard", "aiohttp", "asyncio", "sqlite3", "argparse", "json"}

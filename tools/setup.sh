@@ -1,0 +1,46 @@
+#!/bin/sh
+# Makes .venv with pybuild and its test tools, and installs the Debian packages that the demo and the tests use.
+# Usage: tools/setup.sh [demo|test]
+set -eu
+cd "$(dirname "$0")/.."
+purpose=${1:-test}
+
+demo_packages="busybox-static debootstrap docker-registry python3-venv git uidmap ca-certificates"
+test_packages="$demo_packages skopeo crun podman buildah apache2-utils openssl xz-utils bzip2 zstd attr libcap2-bin strace"
+[ "$purpose" = demo ] && packages=$demo_packages || packages=$test_packages
+
+if command -v apt-get >/dev/null 2>&1; then
+    missing=""
+    for package in $packages; do
+        dpkg-query -W -f='${db:Status-Status}' "$package" 2>/dev/null | grep -qx installed || missing="$missing $package"
+    done
+    if [ -n "$missing" ]; then
+        if [ "$(id -u)" = 0 ]; then
+            echo "Installing Debian packages:$missing"
+            export DEBIAN_FRONTEND=noninteractive
+            apt-get update -q >/dev/null
+            # No service may start by itself: the tests and the demo start their own registry, on loopback.
+            policy=/usr/sbin/policy-rc.d
+            if [ ! -e $policy ]; then
+                printf '#!/bin/sh\nexit 101\n' >$policy && chmod 755 $policy && trap 'rm -f /usr/sbin/policy-rc.d' EXIT
+            fi
+            # shellcheck disable=SC2086  # a list of words on purpose
+            apt-get install -q -y --no-install-recommends $missing >/dev/null
+        else
+            echo "Not root: these Debian packages are missing, what needs them is skipped:$missing" >&2
+        fi
+    fi
+fi
+
+python=$(command -v python3.11 || command -v python3)
+if [ ! -x .venv/bin/python ]; then
+    "$python" -m venv .venv
+fi
+stamp=.venv/.installed-$purpose
+if [ ! -e "$stamp" ] || [ pyproject.toml -nt "$stamp" ]; then
+    extras=""
+    [ "$purpose" = test ] && extras="[test]"
+    .venv/bin/python -m pip install -q --disable-pip-version-check -e ".$extras"
+    touch "$stamp"
+fi
+tools/link_packages.sh
