@@ -439,8 +439,9 @@ class BlobStore:
             if path is not None:
                 os.rename(path, target)
             else:
-                # linkat(2): a file without a name gets one through its /proc link.
-                os.link(f"/proc/self/fd/{descriptor}", target, follow_symlinks=True)
+                # linkat(2): a file without a name gets one through its /proc link. Python calls linkat, which alone follows that,
+                # only if it is given a directory; the path is absolute.
+                os.link(f"/proc/self/fd/{descriptor}", target, src_dir_fd=descriptor, follow_symlinks=True)
         except FileExistsError:
             if not self._complete(target, size):
                 self._replace(descriptor, target)
