@@ -49,7 +49,8 @@ class LayerEntry:
 
     Content: ``host_path`` (read while writing), or ``data``, or ``link`` (a symlink's target, or the path of an earlier entry of
     this layer for HARDLINK). WHITEOUT removes ``path`` of the layers below. ``mtime_ns`` may have
-    a fraction; ``xattrs`` sorted pairs.
+    a fraction; ``xattrs`` sorted pairs. ``offset``: the content is the ``size`` bytes of ``host_path`` from there on (an archive
+    that holds the file); None means the whole of ``host_path``.
     """
 
     path: str
@@ -64,6 +65,7 @@ class LayerEntry:
     host_path: str | None = None
     device: tuple[int, int] = (0, 0)
     xattrs: tuple[tuple[str, bytes], ...] = ()
+    offset: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
