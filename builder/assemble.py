@@ -1,0 +1,228 @@
+"""Turns a solved build into an image: completes the configuration's history and times, and writes config, manifest and index.
+
+Follows BuildKit's rules for ``created`` times. Runs nothing, compresses nothing by itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from typing import Protocol
+
+from pybuild.errors import PybuildError
+from pybuild.layers.descriptor import (
+    DOCKER_CONFIG,
+    DOCKER_INDEX,
+    DOCKER_LAYER,
+    DOCKER_LAYER_GZIP,
+    DOCKER_LAYER_ZSTD,
+    DOCKER_MANIFEST,
+    OCI_CONFIG,
+    OCI_INDEX,
+    OCI_LAYER,
+    OCI_LAYER_GZIP,
+    OCI_LAYER_ZSTD,
+    OCI_MANIFEST,
+    Descriptor,
+    Platform,
+)
+from pybuild.layers.digest import Digest
+from pybuild.layers.image import History, ImageConfig, Index, Manifest
+
+_TO_DOCKER = {
+    OCI_LAYER: DOCKER_LAYER,
+    OCI_LAYER_GZIP: DOCKER_LAYER_GZIP,
+    OCI_LAYER_ZSTD: DOCKER_LAYER_ZSTD,
+}
+_TO_OCI = {docker: oci for oci, docker in _TO_DOCKER.items()}
+
+
+class BlobWriter(Protocol):
+    """Where configurations and manifests go."""
+
+    def write(self, data: bytes) -> Digest: ...
+
+
+class LayerExports(Protocol):
+    """Gives the blob of a layer in some compression, making it if need be."""
+
+    def blob_for(self, diff_id: Digest, *, compression: str | None, level: int | None, force: bool) -> Descriptor:
+        """``compression`` None: whatever exists, preferring what was pulled, then the uncompressed tar."""
+
+
+@dataclass(frozen=True, slots=True)
+class BuiltImage:
+    """One platform's result. ``config`` has no diff IDs yet and ``history`` new entries without a time.
+
+    ``stack``: its layers; ``layer_times``: when each was made, in seconds since the epoch, None for the base's; ``base_history``: how
+    many history entries, and ``base_layers``: how many layers, come from the base image.
+    """
+
+    platform: Platform
+    config: ImageConfig
+    history: tuple[History, ...]
+    stack: tuple[Digest, ...]
+    layer_times: tuple[float | None, ...]
+    base_history: int = 0
+    base_layers: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Annotations:
+    """What ``--annotation`` sets, by level. Keys of the per-platform maps are ``str(platform)`` or ``""`` for all."""
+
+    manifest: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    manifest_descriptor: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    index: Mapping[str, str] = field(default_factory=dict)
+    index_descriptor: Mapping[str, str] = field(default_factory=dict)
+
+    def of_manifest(self, platform: Platform) -> dict[str, str]:
+        return {**self.manifest.get("", {}), **self.manifest.get(str(platform), {})}
+
+    def of_descriptor(self, platform: Platform) -> dict[str, str]:
+        return {**self.manifest_descriptor.get("", {}), **self.manifest_descriptor.get(str(platform), {})}
+
+
+def rfc3339(seconds: float) -> str:
+    """Seconds since the epoch as RFC 3339 in UTC, as Go prints it: no fraction when there is none, no trailing zeros."""
+    moment = datetime.fromtimestamp(seconds, UTC)
+    text = moment.strftime("%Y-%m-%dT%H:%M:%S")
+    fraction = f"{moment.microsecond:06d}".rstrip("0")
+    return f"{text}.{fraction}Z" if fraction else f"{text}Z"
+
+
+def parse_rfc3339(text: str) -> float | None:
+    """Seconds since the epoch of RFC 3339 text with up to nine fractional digits, None if it is something else."""
+    try:
+        head, dot, tail = text.partition(".")
+        if dot:
+            digits = len(tail) - len(tail.lstrip("0123456789"))
+            text = f"{head}.{tail[:digits][:6].ljust(6, '0')}{tail[digits:]}"
+        return datetime.fromisoformat(text.replace("Z", "+00:00")).timestamp()
+    except (ValueError, OverflowError):
+        return None
+
+
+def complete_config(image: BuiltImage, *, epoch: int | None) -> ImageConfig:
+    """The configuration with diff IDs and times filled in; ``epoch`` (SOURCE_DATE_EPOCH) clamps what this build made.
+
+    Raises PybuildError when history and layers disagree, which would be a defect of the build itself.
+    """
+    entries = list(image.history)
+    if sum(not entry.empty_layer for entry in entries) > len(image.stack):
+        raise PybuildError("the image's history has more layers than the image")
+    layer = 0
+    for position, entry in enumerate(entries):
+        if entry.empty_layer:
+            continue
+        made = image.layer_times[layer]
+        if entry.created is None and made is not None:
+            entries[position] = replace(entry, created=rfc3339(made))
+        layer += 1
+    # A base without a complete history: name its unexplained layers, as BuildKit's exporter does.
+    for made in image.layer_times[layer:]:
+        created = None if made is None else rfc3339(made)
+        entries.append(History(created=created, comment="buildkit.exporter.image.v0"))
+    entries = _fill_times(entries)
+    if epoch is not None:
+        limit = rfc3339(epoch)
+        for position in range(image.base_history, len(entries)):
+            created = entries[position].created
+            seconds = None if created is None else parse_rfc3339(created)
+            if seconds is None or seconds > epoch:
+                entries[position] = replace(entries[position], created=limit)
+    times = [entry.created for entry in entries if entry.created is not None]
+    created = image.config.created
+    if created is None:
+        created = times[-1] if times else (None if epoch is None else rfc3339(epoch))
+    elif epoch is not None and (parse_rfc3339(created) or 0) > epoch:
+        created = rfc3339(epoch)
+    return image.config.with_(diff_ids=image.stack, history=tuple(entries), created=created)
+
+
+def _fill_times(entries: list[History]) -> list[History]:
+    """Give each entry without a time that of the first new layer, or of the layer before it."""
+    created: str | None = None
+    missing = False
+    for entry in entries:
+        if entry.created is not None:
+            created = entry.created
+            if missing:
+                break
+        else:
+            missing = True
+    filled: list[History] = []
+    missing = False
+    for entry in entries:
+        if entry.created is not None:
+            if missing:
+                created = entry.created
+            filled.append(entry)
+        else:
+            missing = True
+            filled.append(replace(entry, created=created))
+    return filled
+
+
+def layer_media_type(media_type: str, *, oci: bool) -> str:
+    """The same layer format under the OCI or Docker name; types without a counterpart stay."""
+    return _TO_OCI.get(media_type, media_type) if oci else _TO_DOCKER.get(media_type, media_type)
+
+
+@dataclass(frozen=True, slots=True)
+class AssembleOptions:
+    """How images are written: layer ``compression`` (None: as they are), its ``level``, ``force``; ``oci`` media types or Docker's;
+    ``epoch``; ``annotations``."""
+
+    compression: str | None = None
+    level: int | None = None
+    force: bool = False
+    oci: bool = True
+    epoch: int | None = None
+    annotations: Annotations = Annotations()
+
+
+def write_manifest(
+    image: BuiltImage, *, options: AssembleOptions, layers: LayerExports, blobs: BlobWriter
+) -> tuple[Descriptor, ImageConfig]:
+    """Write one platform's configuration and manifest. Returns the manifest's descriptor (with its platform) and the configuration."""
+    config = complete_config(image, epoch=options.epoch)
+    data = config.to_bytes()
+    config_type = OCI_CONFIG if options.oci else DOCKER_CONFIG
+    descriptors = []
+    for diff_id in image.stack:
+        found = layers.blob_for(diff_id, compression=options.compression, level=options.level, force=options.force)
+        descriptors.append(
+            Descriptor(layer_media_type(found.media_type, oci=options.oci), found.digest, found.size, urls=found.urls)
+        )
+    manifest = Manifest(
+        config=Descriptor(config_type, blobs.write(data), len(data)),
+        layers=tuple(descriptors),
+        media_type=OCI_MANIFEST if options.oci else DOCKER_MANIFEST,
+        annotations=options.annotations.of_manifest(image.platform) if options.oci else {},
+    )
+    body = manifest.to_bytes()
+    return (
+        Descriptor(
+            manifest.media_type,
+            blobs.write(body),
+            len(body),
+            platform=image.platform,
+            annotations=options.annotations.of_descriptor(image.platform),
+        ),
+        config,
+    )
+
+
+def write_index(
+    manifests: Sequence[Descriptor], *, options: AssembleOptions, write: Callable[[bytes], Digest]
+) -> Descriptor:
+    """Write an index over ``manifests`` and return its descriptor."""
+    index = Index(
+        manifests=tuple(manifests),
+        media_type=OCI_INDEX if options.oci else DOCKER_INDEX,
+        annotations=options.annotations.index if options.oci else {},
+    )
+    body = index.to_bytes()
+    return Descriptor(index.media_type, write(body), len(body), annotations=options.annotations.index_descriptor)

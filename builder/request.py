@@ -1,0 +1,75 @@
+"""What a caller asks of a build: ``BuildRequest``, the typed form of ``pybuild build``'s options. Checks nothing, does nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import BinaryIO
+
+from pybuild.layers.descriptor import Platform
+
+from .assemble import Annotations
+from .outputs import Output
+
+
+@dataclass(frozen=True, slots=True)
+class SecretSource:
+    """Where a secret's value comes from: a file, or bytes read from the caller's environment already."""
+
+    id: str
+    path: str | None = None
+    value: bytes | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class SshSource:
+    """``--ssh ID[=SOCKET|KEY,…]``: an agent's socket, or private keys to be served by an agent of our own."""
+
+    id: str
+    paths: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class BuildRequest:
+    """One build.
+
+    ``context``: a path, ``-``, or a URL as typed; ``dockerfile``: ``-f`` as typed, None for the default; ``stdin``: what ``-``
+    reads; ``directory``: what relative paths are relative to; ``build_args``: values complete; ``no_cache_filter``: stage names;
+    ``tags``: names as typed; ``source_date_epoch``: seconds, None when not given, or ``context``; ``proxies``: proxy variables for RUN;
+    ``annotations``: ``--annotation`` parsed by level; ``provenance``/``sbom``: attribute maps, None when off;
+    ``call``: ``build``, ``check``, ``outline`` or ``targets``.
+    """
+
+    context: str
+    directory: str
+    dockerfile: str | None = None
+    stdin: BinaryIO | None = None
+    tags: tuple[str, ...] = ()
+    target: str | None = None
+    build_args: Mapping[str, str] = field(default_factory=dict)
+    labels: Mapping[str, str] = field(default_factory=dict)
+    annotations: Annotations = Annotations()
+    platforms: tuple[Platform, ...] = ()
+    no_cache: bool = False
+    no_cache_filter: frozenset[str] = frozenset()
+    pull: bool = False
+    outputs: tuple[Output, ...] = ()
+    named_contexts: Mapping[str, str] = field(default_factory=dict)
+    secrets: tuple[SecretSource, ...] = ()
+    ssh: tuple[SshSource, ...] = ()
+    extra_hosts: tuple[tuple[str, str], ...] = ()
+    network: str = "default"
+    entitlements: frozenset[str] = frozenset()
+    shm_size: int = 0
+    ulimits: tuple[tuple[str, int, int], ...] = ()
+    cgroup_parent: str = ""
+    source_date_epoch: str | None = None
+    proxies: Mapping[str, str] = field(default_factory=dict)
+    cache_from: tuple[str, ...] = ()
+    cache_to: tuple[str, ...] = ()
+    provenance: Mapping[str, str] | None = None
+    sbom: Mapping[str, str] | None = None
+    require_cache: bool = False
+    squash: bool = False
+    on_error: str | None = None
+    max_parallelism: int = 0

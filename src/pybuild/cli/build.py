@@ -1,0 +1,399 @@
+"""``pybuild build``: reads its options into a BuildRequest, shows the progress, prints the result. Builds nothing itself."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import signal
+import sys
+import threading
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pybuild.errors import UsageError
+
+from .environment import Environment
+from .options import Parser, existing_parent, key_value
+
+if TYPE_CHECKING:
+    from pybuild.builder.assemble import Annotations
+    from pybuild.builder.build import BuildResult
+    from pybuild.builder.outputs import Output
+    from pybuild.builder.request import BuildRequest, SecretSource, SshSource
+    from pybuild.layers.descriptor import Platform
+
+PROXY_VARIABLES = ("HTTP_PROXY", "HTTPS_PROXY", "FTP_PROXY", "NO_PROXY", "ALL_PROXY")
+
+
+def parser() -> Parser:
+    """The options of ``pybuild build``."""
+    out = Parser(
+        "build",
+        usage="[OPTIONS] PATH | URL | -",
+        description="Build an image from a Dockerfile and a context: a directory, a git repository, a tar archive, or '-' for stdin.",
+    )
+    add_build_options(out)
+    return out
+
+
+def add_build_options(out: Parser) -> None:
+    """Everything that ``build`` takes."""
+    many = "append"
+    out.add_argument("context", metavar="PATH", help="the build context: a directory, a git or HTTP(S) URL, or - (stdin)")
+    out.add_argument("-f", "--file", metavar="FILE", help="the Dockerfile (default: PATH/Dockerfile); - reads stdin")
+    out.add_argument("-t", "--tag", action=many, default=[], metavar="NAME", help="name the image NAME[:TAG]; repeatable")
+    out.add_argument("--target", metavar="STAGE", help="build this stage instead of the last")
+    out.add_argument("--build-arg", action=many, default=[], metavar="K[=V]", help="set an ARG; without =V from the environment")
+    out.add_argument("--label", action=many, default=[], metavar="K=V", help="add a label to the image")
+    out.add_argument("--annotation", action=many, default=[], metavar="K=V", help="add an annotation, [LEVEL[,LEVEL]:]K=V with levels manifest, index, manifest-descriptor, index-descriptor")
+    out.add_argument("--platform", action=many, default=[], metavar="LIST", help="platforms to build for, such as linux/amd64,linux/arm64")
+    out.flag("--no-cache", help="run every step, use no cached result")
+    out.add_argument("--no-cache-filter", action=many, default=[], metavar="STAGE", help="run the steps of these stages")
+    out.flag("--pull", help="ask the registry for newer base images")
+    out.flag("--push", help="push the result to the registry (output type=registry)")
+    out.flag("--load", help="keep the result in the local store (the default without --output and --push)")
+    out.add_argument("-o", "--output", action=many, default=[], metavar="SPEC", help="where the result goes: a directory, - (tar on stdout), or type=image|registry|oci|docker|local|tar,dest=,name=,…")
+    out.add_argument("--cache-from", action=many, default=[], metavar="SPEC", help="import cache: type=registry|local|s3,…")
+    out.add_argument("--cache-to", action=many, default=[], metavar="SPEC", help="export cache: type=registry|local|inline|s3,mode=min|max,…")
+    out.add_argument("--secret", action=many, default=[], metavar="SPEC", help="a secret for RUN --mount=type=secret: id=ID[,src=FILE|,env=VAR]")
+    out.add_argument("--ssh", action=many, default=[], metavar="SPEC", help="an SSH agent for RUN --mount=type=ssh: default or ID[=SOCKET|KEY]")
+    out.add_argument("--build-context", action=many, default=[], metavar="NAME=VALUE", help="another context: a directory, docker-image://, oci-layout://, a git or HTTP URL")
+    out.add_argument("--add-host", action=many, default=[], metavar="HOST:IP", help="an entry for /etc/hosts of RUN steps")
+    out.add_argument("--network", default="default", metavar="MODE", help="network of RUN steps: default, none or host")
+    out.add_argument("--allow", action=many, default=[], metavar="ENTITLEMENT", help="allow network.host or security.insecure")
+    out.add_argument("--shm-size", metavar="BYTES", help="size of /dev/shm in RUN steps, such as 128m")
+    out.add_argument("--ulimit", action=many, default=[], metavar="NAME=SOFT[:HARD]", help="a resource limit of RUN steps")
+    out.add_argument("--cgroup-parent", default="", metavar="PATH", help="the parent cgroup of RUN steps")
+    out.add_argument("--progress", metavar="MODE", help="auto (default), plain, tty, quiet or rawjson (env BUILDKIT_PROGRESS)")
+    out.flag("-q", "--quiet", help="print only the image's ID")
+    out.add_argument("--iidfile", metavar="FILE", help="write the image's ID to FILE")
+    out.add_argument("--metadata-file", metavar="FILE", help="write the result's metadata as JSON to FILE")
+    out.add_argument("--provenance", nargs="?", const="true", metavar="ATTRS", help="attach SLSA provenance: mode=min|max, or false")
+    out.add_argument("--sbom", nargs="?", const="true", metavar="ATTRS", help="attach an SBOM: generator=IMAGE, or false")
+    out.add_argument("--attest", action=many, default=[], metavar="ATTRS", help="attach an attestation: type=provenance|sbom,…")
+    out.flag("--check", help="check the Dockerfile, build nothing (--call=check)")
+    out.add_argument("--call", default="build", metavar="METHOD", help="build (default), check, outline or targets, with ,format=json")
+    out.add_argument("--source-date-epoch", metavar="SECONDS", help="the time for reproducible images (env SOURCE_DATE_EPOCH); 'context': the context's own")
+    out.flag("--require-cache", help="stop at the first step that is not cached, and say why")
+    out.flag("--squash", help="merge the new layers into one")
+    out.add_argument("--on-error", choices=["shell", "keep"], metavar="shell|keep", help="when a RUN fails: open a shell in it, or keep its file system")
+    out.add_argument("-m", "--memory", help=argparse.SUPPRESS)
+    out.flag("--rm", help=argparse.SUPPRESS)
+    out.flag("--force-rm", help=argparse.SUPPRESS)
+
+
+def build(arguments: list[str], environment: Environment) -> int:
+    """Run ``pybuild build``; the image's ID or what an output asks for goes to stdout, everything else to stderr."""
+    options = parser().parse(arguments)
+    request = request_from(options, environment.variables)
+    call, call_format = _call(options)
+    if call != "build":
+        from .check import run_call
+
+        return run_call(request, environment, call=call, as_json=call_format == "json")
+    return run_build(request, options, environment)
+
+
+def run_build(request: BuildRequest, options: argparse.Namespace, environment: Environment) -> int:
+    """Build, show, report."""
+    from .progress import Collecting, renderer_for, report_warnings
+
+    mode = "quiet" if options.quiet else options.progress or environment.variables.get("BUILDKIT_PROGRESS") or "auto"
+    renderer = renderer_for(mode, variables=environment.variables)
+    progress = Collecting(renderer)
+    cancel = threading.Event()
+    restore = _cancel_on_signals(cancel)
+    try:
+        with environment.engine() as engine:
+            result = engine.build(request, progress=progress, cancel=cancel, stdout=sys.stdout.buffer)
+    finally:
+        restore()
+        renderer.close()
+        if mode not in ("quiet", "rawjson"):
+            report_warnings(progress.warnings)
+    _write_results(result, options)
+    return 0
+
+
+def _write_results(result: BuildResult, options: argparse.Namespace) -> None:
+    if options.iidfile:
+        _write_file(options.iidfile, result.image_id or "")
+    if options.metadata_file:
+        _write_file(options.metadata_file, json.dumps(result.metadata, indent=2) + "\n")
+    if options.quiet and result.image_id and not any(output.dest == "-" for output in result.outputs):
+        print(result.image_id)
+
+
+def _write_file(path: str, text: str) -> None:
+    temporary = f"{path}.{os.getpid()}.tmp"
+    Path(temporary).write_text(text, encoding="utf-8")
+    os.replace(temporary, path)
+
+
+def _cancel_on_signals(cancel: threading.Event) -> _Restore:
+    """The first Ctrl-C or SIGTERM cancels in good order; the second one interrupts at once."""
+
+    def handler(number: int, frame: object) -> None:
+        if cancel.is_set():
+            raise KeyboardInterrupt
+        cancel.set()
+
+    previous = {number: signal.signal(number, handler) for number in (signal.SIGINT, signal.SIGTERM)}
+    return _Restore(previous)
+
+
+class _Restore:
+    """Puts signal handlers back."""
+
+    def __init__(self, previous: Mapping[signal.Signals, object]) -> None:
+        self._previous = previous
+
+    def __call__(self) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)  # type: ignore[arg-type]  # what signal.signal itself returned
+
+
+def _call(options: argparse.Namespace) -> tuple[str, str]:
+    method, _, attributes = options.call.partition(",")
+    if options.check:
+        method = "check"
+    if method in ("lint", "check"):
+        method = "check"
+    if method not in ("build", "check", "outline", "targets"):
+        raise UsageError(f"unknown --call method {method!r}", hint="use build, check, outline or targets")
+    form = attributes.removeprefix("format=") if attributes else ""
+    if form not in ("", "json", "text"):
+        raise UsageError(f"unknown --call format {attributes!r}", hint="use format=json or format=text")
+    return method, form
+
+
+def request_from(options: argparse.Namespace, variables: Mapping[str, str]) -> BuildRequest:
+    """The request that the options mean. Raises UsageError for what can't be."""
+    from pybuild.builder.outputs import Output, OutputType, check_outputs, parse_output
+    from pybuild.builder.request import BuildRequest
+    from pybuild.daemon.settings import parse_size
+
+    if options.load and options.push:
+        raise UsageError("--push and --load can't be used together", hint="use --output twice")
+    outputs = [parse_output(text) for text in options.output]
+    if options.push:
+        outputs = _pushing(outputs)
+    if options.load:
+        outputs.append(Output(type=OutputType.IMAGE))
+    check_outputs(outputs)
+    for output in outputs:
+        if output.dest and output.dest != "-" and output.type not in (OutputType.LOCAL,) and output.tar:
+            existing_parent(output.dest, option="--output")
+    for option, path in (("--iidfile", options.iidfile), ("--metadata-file", options.metadata_file)):
+        if path:
+            existing_parent(path, option=option)
+    if options.network not in ("default", "none", "host"):
+        raise UsageError(f"unknown --network mode {options.network!r}", hint="use default, none or host")
+    stdin_users = [name for name, value in (("the context", options.context), ("--file", options.file)) if value == "-"]
+    if len(stdin_users) > 1:
+        raise UsageError("invalid argument: can't use stdin for both build context and dockerfile")
+    provenance, sbom = _attestations(options)
+    build_args = _build_args(options.build_arg, variables)
+    return BuildRequest(
+        context=options.context,
+        directory=os.getcwd(),
+        dockerfile=options.file,
+        stdin=sys.stdin.buffer,
+        tags=tuple(options.tag),
+        target=options.target or None,
+        build_args=build_args,
+        labels=dict(key_value(text, option="--label") for text in options.label),
+        annotations=parse_annotations(options.annotation),
+        platforms=_platforms(options.platform),
+        no_cache=options.no_cache,
+        no_cache_filter=frozenset(name for text in options.no_cache_filter for name in text.split(",") if name),
+        pull=options.pull,
+        outputs=tuple(outputs),
+        named_contexts=_named_contexts(options.build_context),
+        secrets=parse_secrets(options.secret, variables),
+        ssh=parse_ssh(options.ssh, variables),
+        extra_hosts=parse_hosts(options.add_host),
+        network=options.network,
+        entitlements=frozenset(name for text in options.allow for name in text.split(",") if name),
+        shm_size=parse_size(options.shm_size) if options.shm_size else 0,
+        ulimits=parse_ulimits(options.ulimit),
+        cgroup_parent=options.cgroup_parent,
+        source_date_epoch=options.source_date_epoch or build_args.get("SOURCE_DATE_EPOCH") or variables.get("SOURCE_DATE_EPOCH"),
+        proxies=_proxies(variables, build_args),
+        cache_from=tuple(options.cache_from),
+        cache_to=tuple(options.cache_to),
+        provenance=provenance,
+        sbom=sbom,
+        require_cache=options.require_cache,
+        squash=options.squash,
+        on_error=options.on_error,
+    )
+
+
+def _pushing(outputs: list[Output]) -> list[Output]:
+    from dataclasses import replace
+
+    from pybuild.builder.outputs import Output, OutputType
+
+    if not outputs:
+        return [Output(type=OutputType.REGISTRY, push=True)]
+    images = [output for output in outputs if output.type in (OutputType.IMAGE, OutputType.REGISTRY)]
+    if not images:
+        raise UsageError("--push needs an image to push", hint="add --output type=registry")
+    return [replace(output, push=True) if output in images else output for output in outputs]
+
+
+def _build_args(given: Sequence[str], variables: Mapping[str, str]) -> dict[str, str]:
+    out: dict[str, str] = {}
+    for text in given:
+        key, separator, value = text.partition("=")
+        if not key:
+            raise UsageError(f"invalid --build-arg value {text!r}", hint="write --build-arg NAME=VALUE")
+        if separator:
+            out[key] = value
+        elif key in variables:
+            out[key] = variables[key]
+    return out
+
+
+def _proxies(variables: Mapping[str, str], build_args: Mapping[str, str]) -> dict[str, str]:
+    """Proxy variables reach RUN only as build arguments, as with docker: what the client's own environment holds stays outside."""
+    names = [*PROXY_VARIABLES, *(name.lower() for name in PROXY_VARIABLES)]
+    return {name: build_args[name] for name in names if name in build_args}
+
+
+def _platforms(given: Sequence[str]) -> tuple[Platform, ...]:
+    from pybuild.builder.platforms import parse_platform
+
+    names = [name.strip() for text in given for name in text.split(",") if name.strip()]
+    return tuple(dict.fromkeys(parse_platform(name) for name in names))
+
+
+def _named_contexts(given: Sequence[str]) -> dict[str, str]:
+    out: dict[str, str] = {}
+    for text in given:
+        name, separator, value = text.partition("=")
+        if not separator or not name or not value:
+            raise UsageError(f"invalid --build-context value {text!r}", hint="write --build-context NAME=VALUE")
+        out[name.lower()] = value
+    return out
+
+
+def parse_annotations(given: Sequence[str]) -> Annotations:
+    """``[LEVEL[PLATFORM],…:]KEY=VALUE`` as docker buildx reads it. Raises UsageError."""
+    from pybuild.builder.annotations import annotations_from
+
+    return annotations_from(given)
+
+
+def parse_secrets(given: Sequence[str], variables: Mapping[str, str]) -> tuple[SecretSource, ...]:
+    """``id=ID[,src=FILE|,env=VAR][,type=file|env]``. Raises UsageError."""
+    from pybuild.builder.outputs import split_fields
+    from pybuild.builder.request import SecretSource
+
+    out: list[SecretSource] = []
+    for text in given:
+        fields = {key: value for key, value in split_fields(text, option="--secret") if value is not None}
+        unknown = set(fields) - {"id", "src", "source", "env", "type"}
+        if unknown:
+            raise UsageError(f"unknown --secret key {sorted(unknown)[0]!r} in {text!r}")
+        kind, source, variable = fields.get("type"), fields.get("src", fields.get("source")), fields.get("env")
+        name = fields.get("id") or (os.path.basename(source) if source else variable)
+        if not name:
+            raise UsageError(f"--secret {text!r} has no id", hint="write --secret id=ID,src=FILE")
+        if kind == "env" and variable is None:
+            variable = source or name
+            source = None
+        if variable is None and source is None and kind != "file" and name in variables:
+            variable = name
+        if variable is not None:
+            if variable not in variables:
+                raise UsageError(f"--secret id={name}: the environment variable {variable} is not set")
+            out.append(SecretSource(name, value=os.fsencode(variables[variable])))
+            continue
+        path = os.path.expanduser(source or name)
+        if not os.path.isfile(path) or not os.access(path, os.R_OK):
+            raise UsageError(f"--secret id={name}: can't read the file {path!r}")
+        out.append(SecretSource(name, path=os.path.abspath(path)))
+    return tuple(out)
+
+
+def parse_ssh(given: Sequence[str], variables: Mapping[str, str]) -> tuple[SshSource, ...]:
+    """``default`` or ``ID[=PATH[,PATH]]``. Raises UsageError."""
+    from pybuild.builder.request import SshSource
+
+    out: list[SshSource] = []
+    for text in given:
+        name, _, paths = text.partition("=")
+        given_paths = tuple(os.path.abspath(os.path.expanduser(path)) for path in paths.split(",") if path)
+        if not given_paths:
+            socket = variables.get("SSH_AUTH_SOCK")
+            if not socket:
+                raise UsageError(
+                    f"--ssh {name}: SSH_AUTH_SOCK is not set", hint="start an ssh-agent, or give a key: --ssh default=KEYFILE"
+                )
+            given_paths = (socket,)
+        for path in given_paths:
+            if not os.path.exists(path):
+                raise UsageError(f"--ssh {name}: {path!r} does not exist")
+        out.append(SshSource(name or "default", given_paths))
+    return tuple(out)
+
+
+def parse_hosts(given: Sequence[str]) -> tuple[tuple[str, str], ...]:
+    """``HOST:IP`` or ``HOST=IP``, IPv6 with or without brackets. Raises UsageError."""
+    import ipaddress
+
+    out: list[tuple[str, str]] = []
+    for text in given:
+        separator = "=" if "=" in text else ":"
+        name, found, address = text.partition(separator)
+        address = address.removeprefix("[").removesuffix("]")
+        if address != "host-gateway":
+            try:
+                ipaddress.ip_address(address)
+            except ValueError:
+                found = ""
+        if not name or not found:
+            raise UsageError(f"invalid --add-host value {text!r}", hint="write --add-host NAME:ADDRESS")
+        out.append((name, "127.0.0.1" if address == "host-gateway" else address))
+    return tuple(out)
+
+
+def parse_ulimits(given: Sequence[str]) -> tuple[tuple[str, int, int], ...]:
+    """``NAME=SOFT[:HARD]``, -1 meaning no limit. Raises UsageError."""
+    out: list[tuple[str, int, int]] = []
+    for text in given:
+        name, separator, limits = text.partition("=")
+        soft, _, hard = limits.partition(":")
+        try:
+            out.append((name, int(soft), int(hard or soft)))
+        except ValueError:
+            separator = ""
+        if not name or not separator:
+            raise UsageError(f"invalid --ulimit value {text!r}", hint="write --ulimit nofile=1024:2048")
+    return tuple(out)
+
+
+def _attestations(options: argparse.Namespace) -> tuple[dict[str, str] | None, dict[str, str] | None]:
+    from pybuild.builder.outputs import split_fields
+
+    found: dict[str, dict[str, str] | None] = {"provenance": None, "sbom": None}
+    for text in options.attest:
+        fields = {key: value or "" for key, value in split_fields(text, option="--attest")}
+        kind = fields.pop("type", "")
+        if kind not in found:
+            raise UsageError(f"unknown --attest type {kind!r}", hint="use type=provenance or type=sbom")
+        found[kind] = None if fields.pop("disabled", "false").lower() == "true" else fields
+    for kind, text in (("provenance", options.provenance), ("sbom", options.sbom)):
+        if text is None:
+            continue
+        if text.lower() in ("false", "0"):
+            found[kind] = None
+        elif text.lower() in ("true", "1"):
+            found[kind] = {}
+        else:
+            found[kind] = {key: value or "" for key, value in split_fields(text, option=f"--{kind}")}
+    return found["provenance"], found["sbom"]
