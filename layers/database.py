@@ -97,11 +97,10 @@ _MIGRATIONS = (
     ) WITHOUT ROWID;
 
     CREATE TABLE fact (
-        kind TEXT NOT NULL, key TEXT NOT NULL, value TEXT NOT NULL, blob TEXT,
+        kind TEXT NOT NULL, key TEXT NOT NULL, value TEXT NOT NULL, blobs TEXT NOT NULL,
         created REAL NOT NULL, last_used REAL NOT NULL, uses INTEGER NOT NULL,
         PRIMARY KEY (kind, key)
     ) WITHOUT ROWID;
-    CREATE INDEX fact_blob ON fact(blob) WHERE blob IS NOT NULL;
     """,
 )
 

@@ -1,0 +1,78 @@
+"""The directories behind ``RUN --mount=type=cache``, by id.
+
+Owns ``cache-mounts/``, ``locks/mount-*`` and the table ``cache_mount``. Never looks into the directories.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from .database import Database
+from .locks import LockMode, lock_file, try_lock_file
+
+
+@dataclass(frozen=True, slots=True)
+class CacheMountRecord:
+    """A cache mount that exists; times in seconds since the epoch."""
+
+    id: str
+    directory: Path
+    created: float
+    last_used: float
+    uses: int
+
+
+class CacheMounts:
+    """The cache mounts below ``directory``, with their lock files in ``locks``."""
+
+    def __init__(self, database: Database, directory: Path, *, locks: Path, clock: Callable[[], float]) -> None:
+        self._database = database
+        self._directory = directory
+        self._locks = locks
+        self._clock = clock
+
+    def path(self, id: str) -> Path:
+        """The directory of the cache mount ``id``, whether or not it exists. Ids are any text: the name is made from a digest."""
+        return self._directory / _name(id)
+
+    @contextmanager
+    def use(self, id: str) -> Iterator[Path]:
+        """The directory of the cache mount ``id``, made (0755) if missing, and kept from gc until the context ends. Several may use it at
+        once: sharing modes are the caller's."""
+        name = _name(id)
+        path = self._directory / name
+        with lock_file(self._locks / f"mount-{name}", mode=LockMode.SHARED):
+            path.mkdir(mode=0o755, parents=True, exist_ok=True)
+            now = self._clock()
+            with self._database.transaction() as connection:
+                connection.execute(
+                    "INSERT INTO cache_mount VALUES (?, ?, ?, ?, 1) ON CONFLICT (id) DO UPDATE SET"
+                    " last_used = excluded.last_used, uses = uses + 1",
+                    (id, name, now, now),
+                )
+            yield path
+
+    @contextmanager
+    def claim(self, id: str) -> Iterator[bool]:
+        """True if nobody uses the cache mount, and then nobody can until the context ends: for removing it."""
+        with try_lock_file(self._locks / f"mount-{_name(id)}", transient=True) as free:
+            yield free
+
+    def forget(self, id: str) -> None:
+        """Forget the cache mount, whose directory is the caller's to remove."""
+        with self._database.transaction() as connection:
+            connection.execute("DELETE FROM cache_mount WHERE id = ?", (id,))
+
+    def list(self) -> tuple[CacheMountRecord, ...]:
+        """All cache mounts, by id."""
+        rows = self._database.query("SELECT id, directory, created, last_used, uses FROM cache_mount ORDER BY id")
+        return tuple(CacheMountRecord(row[0], self._directory / row[1], row[2], row[3], row[4]) for row in rows)
+
+
+def _name(id: str) -> str:
+    return hashlib.sha256(os.fsencode(id)).hexdigest()[:40]
