@@ -6,6 +6,7 @@ import re
 from collections.abc import Sequence
 
 from pybuild.errors import UsageError
+from pybuild.layers.descriptor import Platform
 
 from .assemble import Annotations
 from .platforms import parse_platform
@@ -14,11 +15,14 @@ _LEVELS = ("index", "manifest", "index-descriptor", "manifest-descriptor")
 _TYPE = re.compile(r"(?P<level>[a-z-]+)(?:\[(?P<platform>[A-Za-z0-9_/.-]+)\])?\Z")
 
 
-def annotations_from(given: Sequence[str]) -> Annotations:
-    """Read ``[LEVEL[[PLATFORM]][,LEVEL…]:]KEY=VALUE`` values; without a level it is the manifest's. Raises UsageError."""
+def annotations_from(given: Sequence[str], *, default: Platform) -> Annotations:
+    """Read ``[LEVEL[[PLATFORM]][,LEVEL…]:]KEY=VALUE`` values; without a level it is the manifest's.
+
+    ``default`` completes a platform's missing parts. Raises UsageError.
+    """
     levels: dict[str, dict[str, dict[str, str]]] = {level: {} for level in _LEVELS}
     for text in given:
-        targets, key, value = _split(text)
+        targets, key, value = _split(text, default)
         for level, platform in targets:
             levels[level].setdefault(platform, {})[key] = value
     return Annotations(
@@ -29,7 +33,7 @@ def annotations_from(given: Sequence[str]) -> Annotations:
     )
 
 
-def _split(text: str) -> tuple[list[tuple[str, str]], str, str]:
+def _split(text: str, default: Platform) -> tuple[list[tuple[str, str]], str, str]:
     name, separator, value = text.partition("=")
     if not separator or not name:
         raise UsageError(f"invalid --annotation value {text!r}", hint="write --annotation [LEVEL:]KEY=VALUE")
@@ -47,7 +51,7 @@ def _split(text: str) -> tuple[list[tuple[str, str]], str, str]:
         platform = match["platform"]
         if platform and match["level"].startswith("index"):
             raise UsageError(f"an index annotation has no platform: {text!r}")
-        targets.append((match["level"], str(parse_platform(platform)) if platform else ""))
+        targets.append((match["level"], str(parse_platform(platform, default=default)) if platform else ""))
     if not rest:
         raise UsageError(f"invalid --annotation value {text!r}", hint="write --annotation [LEVEL:]KEY=VALUE")
     return targets, rest, value

@@ -41,44 +41,125 @@ def parser() -> Parser:
 def add_build_options(out: Parser) -> None:
     """Everything that ``build`` takes."""
     many = "append"
-    out.add_argument("context", metavar="PATH", help="the build context: a directory, a git or HTTP(S) URL, or - (stdin)")
+    out.add_argument(
+        "context", metavar="PATH", help="the build context: a directory, a git or HTTP(S) URL, or - (stdin)"
+    )
     out.add_argument("-f", "--file", metavar="FILE", help="the Dockerfile (default: PATH/Dockerfile); - reads stdin")
-    out.add_argument("-t", "--tag", action=many, default=[], metavar="NAME", help="name the image NAME[:TAG]; repeatable")
+    out.add_argument(
+        "-t", "--tag", action=many, default=[], metavar="NAME", help="name the image NAME[:TAG]; repeatable"
+    )
     out.add_argument("--target", metavar="STAGE", help="build this stage instead of the last")
-    out.add_argument("--build-arg", action=many, default=[], metavar="K[=V]", help="set an ARG; without =V from the environment")
+    out.add_argument(
+        "--build-arg", action=many, default=[], metavar="K[=V]", help="set an ARG; without =V from the environment"
+    )
     out.add_argument("--label", action=many, default=[], metavar="K=V", help="add a label to the image")
-    out.add_argument("--annotation", action=many, default=[], metavar="K=V", help="add an annotation, [LEVEL[,LEVEL]:]K=V with levels manifest, index, manifest-descriptor, index-descriptor")
-    out.add_argument("--platform", action=many, default=[], metavar="LIST", help="platforms to build for, such as linux/amd64,linux/arm64")
+    out.add_argument(
+        "--annotation",
+        action=many,
+        default=[],
+        metavar="K=V",
+        help="add an annotation, [LEVEL[,LEVEL]:]K=V with levels manifest, index, manifest-descriptor, index-descriptor",
+    )
+    out.add_argument(
+        "--platform",
+        action=many,
+        default=[],
+        metavar="LIST",
+        help="platforms to build for, such as linux/amd64,linux/arm64",
+    )
     out.flag("--no-cache", help="run every step, use no cached result")
-    out.add_argument("--no-cache-filter", action=many, default=[], metavar="STAGE", help="run the steps of these stages")
+    out.add_argument(
+        "--no-cache-filter", action=many, default=[], metavar="STAGE", help="run the steps of these stages"
+    )
     out.flag("--pull", help="ask the registry for newer base images")
     out.flag("--push", help="push the result to the registry (output type=registry)")
     out.flag("--load", help="keep the result in the local store (the default without --output and --push)")
-    out.add_argument("-o", "--output", action=many, default=[], metavar="SPEC", help="where the result goes: a directory, - (tar on stdout), or type=image|registry|oci|docker|local|tar,dest=,name=,…")
-    out.add_argument("--cache-from", action=many, default=[], metavar="SPEC", help="import cache: type=registry|local|s3,…")
-    out.add_argument("--cache-to", action=many, default=[], metavar="SPEC", help="export cache: type=registry|local|inline|s3,mode=min|max,…")
-    out.add_argument("--secret", action=many, default=[], metavar="SPEC", help="a secret for RUN --mount=type=secret: id=ID[,src=FILE|,env=VAR]")
-    out.add_argument("--ssh", action=many, default=[], metavar="SPEC", help="an SSH agent for RUN --mount=type=ssh: default or ID[=SOCKET|KEY]")
-    out.add_argument("--build-context", action=many, default=[], metavar="NAME=VALUE", help="another context: a directory, docker-image://, oci-layout://, a git or HTTP URL")
-    out.add_argument("--add-host", action=many, default=[], metavar="HOST:IP", help="an entry for /etc/hosts of RUN steps")
+    out.add_argument(
+        "-o",
+        "--output",
+        action=many,
+        default=[],
+        metavar="SPEC",
+        help="where the result goes: a directory, - (tar on stdout), or type=image|registry|oci|docker|local|tar,dest=,name=,…",
+    )
+    out.add_argument(
+        "--cache-from", action=many, default=[], metavar="SPEC", help="import cache: type=registry|local|s3,…"
+    )
+    out.add_argument(
+        "--cache-to",
+        action=many,
+        default=[],
+        metavar="SPEC",
+        help="export cache: type=registry|local|inline|s3,mode=min|max,…",
+    )
+    out.add_argument(
+        "--secret",
+        action=many,
+        default=[],
+        metavar="SPEC",
+        help="a secret for RUN --mount=type=secret: id=ID[,src=FILE|,env=VAR]",
+    )
+    out.add_argument(
+        "--ssh",
+        action=many,
+        default=[],
+        metavar="SPEC",
+        help="an SSH agent for RUN --mount=type=ssh: default or ID[=SOCKET|KEY]",
+    )
+    out.add_argument(
+        "--build-context",
+        action=many,
+        default=[],
+        metavar="NAME=VALUE",
+        help="another context: a directory, docker-image://, oci-layout://, a git or HTTP URL",
+    )
+    out.add_argument(
+        "--add-host", action=many, default=[], metavar="HOST:IP", help="an entry for /etc/hosts of RUN steps"
+    )
     out.add_argument("--network", default="default", metavar="MODE", help="network of RUN steps: default, none or host")
-    out.add_argument("--allow", action=many, default=[], metavar="ENTITLEMENT", help="allow network.host or security.insecure")
+    out.add_argument(
+        "--allow", action=many, default=[], metavar="ENTITLEMENT", help="allow network.host or security.insecure"
+    )
     out.add_argument("--shm-size", metavar="BYTES", help="size of /dev/shm in RUN steps, such as 128m")
-    out.add_argument("--ulimit", action=many, default=[], metavar="NAME=SOFT[:HARD]", help="a resource limit of RUN steps")
+    out.add_argument(
+        "--ulimit", action=many, default=[], metavar="NAME=SOFT[:HARD]", help="a resource limit of RUN steps"
+    )
     out.add_argument("--cgroup-parent", default="", metavar="PATH", help="the parent cgroup of RUN steps")
-    out.add_argument("--progress", metavar="MODE", help="auto (default), plain, tty, quiet or rawjson (env BUILDKIT_PROGRESS)")
+    out.add_argument(
+        "--progress", metavar="MODE", help="auto (default), plain, tty, quiet or rawjson (env BUILDKIT_PROGRESS)"
+    )
     out.flag("-q", "--quiet", help="print only the image's ID")
     out.add_argument("--iidfile", metavar="FILE", help="write the image's ID to FILE")
     out.add_argument("--metadata-file", metavar="FILE", help="write the result's metadata as JSON to FILE")
-    out.add_argument("--provenance", nargs="?", const="true", metavar="ATTRS", help="attach SLSA provenance: mode=min|max, or false")
-    out.add_argument("--sbom", nargs="?", const="true", metavar="ATTRS", help="attach an SBOM: generator=IMAGE, or false")
-    out.add_argument("--attest", action=many, default=[], metavar="ATTRS", help="attach an attestation: type=provenance|sbom,…")
+    out.add_argument(
+        "--provenance", metavar="ATTRS", help="attach SLSA provenance: mode=min|max, or false"
+    )
+    out.add_argument(
+        "--sbom", metavar="ATTRS", help="attach an SBOM: generator=IMAGE, or false"
+    )
+    out.add_argument(
+        "--attest", action=many, default=[], metavar="ATTRS", help="attach an attestation: type=provenance|sbom,…"
+    )
     out.flag("--check", help="check the Dockerfile, build nothing (--call=check)")
-    out.add_argument("--call", default="build", metavar="METHOD", help="build (default), check, outline or targets, with ,format=json")
-    out.add_argument("--source-date-epoch", metavar="SECONDS", help="the time for reproducible images (env SOURCE_DATE_EPOCH); 'context': the context's own")
+    out.add_argument(
+        "--call",
+        default="build",
+        metavar="METHOD",
+        help="build (default), check, outline or targets, with ,format=json",
+    )
+    out.add_argument(
+        "--source-date-epoch",
+        metavar="SECONDS",
+        help="the time for reproducible images (env SOURCE_DATE_EPOCH); 'context': the context's own",
+    )
     out.flag("--require-cache", help="stop at the first step that is not cached, and say why")
     out.flag("--squash", help="merge the new layers into one")
-    out.add_argument("--on-error", choices=["shell", "keep"], metavar="shell|keep", help="when a RUN fails: open a shell in it, or keep its file system")
+    out.add_argument(
+        "--on-error",
+        choices=["shell", "keep"],
+        metavar="shell|keep",
+        help="when a RUN fails: open a shell in it, or keep its file system",
+    )
     out.add_argument("-m", "--memory", help=argparse.SUPPRESS)
     out.flag("--rm", help=argparse.SUPPRESS)
     out.flag("--force-rm", help=argparse.SUPPRESS)
@@ -220,7 +301,9 @@ def request_from(options: argparse.Namespace, variables: Mapping[str, str]) -> B
         shm_size=parse_size(options.shm_size) if options.shm_size else 0,
         ulimits=parse_ulimits(options.ulimit),
         cgroup_parent=options.cgroup_parent,
-        source_date_epoch=options.source_date_epoch or build_args.get("SOURCE_DATE_EPOCH") or variables.get("SOURCE_DATE_EPOCH"),
+        source_date_epoch=options.source_date_epoch
+        or build_args.get("SOURCE_DATE_EPOCH")
+        or variables.get("SOURCE_DATE_EPOCH"),
         proxies=_proxies(variables, build_args),
         cache_from=tuple(options.cache_from),
         cache_to=tuple(options.cache_to),
@@ -266,9 +349,11 @@ def _proxies(variables: Mapping[str, str], build_args: Mapping[str, str]) -> dic
 
 def _platforms(given: Sequence[str]) -> tuple[Platform, ...]:
     from pybuild.builder.platforms import parse_platform
+    from pybuild.daemon.machine import host_platform
 
+    default = host_platform()
     names = [name.strip() for text in given for name in text.split(",") if name.strip()]
-    return tuple(dict.fromkeys(parse_platform(name) for name in names))
+    return tuple(dict.fromkeys(parse_platform(name, default=default) for name in names))
 
 
 def _named_contexts(given: Sequence[str]) -> dict[str, str]:
@@ -284,8 +369,9 @@ def _named_contexts(given: Sequence[str]) -> dict[str, str]:
 def parse_annotations(given: Sequence[str]) -> Annotations:
     """``[LEVEL[PLATFORM],…:]KEY=VALUE`` as docker buildx reads it. Raises UsageError."""
     from pybuild.builder.annotations import annotations_from
+    from pybuild.daemon.machine import host_platform
 
-    return annotations_from(given)
+    return annotations_from(given, default=host_platform())
 
 
 def parse_secrets(given: Sequence[str], variables: Mapping[str, str]) -> tuple[SecretSource, ...]:
@@ -332,7 +418,8 @@ def parse_ssh(given: Sequence[str], variables: Mapping[str, str]) -> tuple[SshSo
             socket = variables.get("SSH_AUTH_SOCK")
             if not socket:
                 raise UsageError(
-                    f"--ssh {name}: SSH_AUTH_SOCK is not set", hint="start an ssh-agent, or give a key: --ssh default=KEYFILE"
+                    f"--ssh {name}: SSH_AUTH_SOCK is not set",
+                    hint="start an ssh-agent, or give a key: --ssh default=KEYFILE",
                 )
             given_paths = (socket,)
         for path in given_paths:

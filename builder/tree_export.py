@@ -1,0 +1,135 @@
+"""Exports of a result's files: as a directory (``type=local``) and as the entries of a tar (``type=tar``).
+
+Reads a FileView, writes below one destination. Never follows a symlink that lies in the destination.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+
+from pybuild.errors import PybuildError
+from pybuild.layers.entries import Kind, LayerEntry
+from pybuild.layers.views import FileView, Node
+
+
+class ExportFailed(PybuildError):
+    """The destination could not be written."""
+
+
+def entries_of(view: FileView, *, prefix: str = "", epoch: int | None = None) -> Iterator[LayerEntry]:
+    """Every path of ``view`` in order, as tar entries below ``prefix``; sockets are left out; ``epoch`` clamps the times."""
+    first_of: dict[tuple[int, int], str] = {}
+    pending = [("", node_path) for node_path in reversed(view.children(""))]
+    if prefix:
+        yield LayerEntry(prefix.rstrip("/"), Kind.DIRECTORY, mode=0o755, mtime_ns=(epoch or 0) * 10**9)
+    while pending:
+        parent, (name, node) = pending.pop()
+        path = f"{parent}/{name}" if parent else name
+        if node.kind is not Kind.SOCKET:
+            yield _entry(view, path, node, prefix=prefix, epoch=epoch, first_of=first_of)
+        if node.kind is Kind.DIRECTORY:
+            pending.extend((path, child) for child in reversed(view.children(path)))
+
+
+def _entry(
+    view: FileView, path: str, node: Node, *, prefix: str, epoch: int | None, first_of: dict[tuple[int, int], str]
+) -> LayerEntry:
+    mtime_ns = node.mtime_ns if epoch is None else min(node.mtime_ns, epoch * 10**9)
+    kind, link = node.kind, node.target
+    if node.kind is Kind.FILE and node.identity is not None:
+        earlier = first_of.setdefault(node.identity, prefix + path)
+        if earlier != prefix + path:
+            kind, link = Kind.HARDLINK, earlier
+    data = None
+    if kind is Kind.FILE and node.host_path is None:
+        with view.open(path) as stream:
+            data = stream.read()
+    return LayerEntry(
+        prefix + path,
+        kind,
+        mode=node.mode,
+        uid=node.uid,
+        gid=node.gid,
+        mtime_ns=mtime_ns,
+        size=node.size if kind is Kind.FILE else 0,
+        link=link,
+        data=data,
+        host_path=node.host_path if kind is Kind.FILE else None,
+        device=node.device or (0, 0),
+        xattrs=tuple(sorted(view.xattrs(path).items())),
+    )
+
+
+def export_directory(view: FileView, destination: Path, *, owner: tuple[int, int], epoch: int | None = None) -> int:
+    """Write every file below ``destination`` (made if missing), merging with what is there. Returns the bytes written.
+
+    As with docker, everything belongs to the caller (``owner``: uid, gid). What stands in the way and is of another kind is
+    replaced. Raises ExportFailed.
+    """
+    written = 0
+    try:
+        destination.mkdir(parents=True, exist_ok=True)
+        written = _export_level(view, "", os.open(destination, os.O_RDONLY | os.O_DIRECTORY), owner=owner, epoch=epoch)
+    except OSError as error:
+        where = error.filename if isinstance(error.filename, str) else str(destination)
+        raise ExportFailed(f"can't write the export to {destination}: {where}: {error.strerror}") from error
+    return written
+
+
+def _export_level(view: FileView, path: str, directory: int, *, owner: tuple[int, int], epoch: int | None) -> int:
+    """Export one directory's entries through its descriptor, which is closed here."""
+    written = 0
+    try:
+        for name, node in view.children(path):
+            inner = f"{path}/{name}" if path else name
+            mtime_ns = node.mtime_ns if epoch is None else min(node.mtime_ns, epoch * 10**9)
+            _make_room(directory, name, node)
+            match node.kind:
+                case Kind.DIRECTORY:
+                    try:
+                        os.mkdir(name, 0o700, dir_fd=directory)
+                    except FileExistsError:
+                        pass
+                    child = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=directory)
+                    written += _export_level(view, inner, child, owner=owner, epoch=epoch)
+                case Kind.FILE:
+                    written += _export_file(view, inner, name, directory)
+                case Kind.SYMLINK:
+                    os.symlink(node.target, name, dir_fd=directory)
+                case Kind.FIFO:
+                    os.mkfifo(name, 0o600, dir_fd=directory)
+                case Kind.CHARACTER | Kind.BLOCK:
+                    kind = stat.S_IFCHR if node.kind is Kind.CHARACTER else stat.S_IFBLK
+                    os.mknod(name, kind | 0o600, os.makedev(*(node.device or (0, 0))), dir_fd=directory)
+                case _:
+                    continue
+            os.chown(name, *owner, dir_fd=directory, follow_symlinks=False)
+            if node.kind is not Kind.SYMLINK:
+                os.chmod(name, node.mode, dir_fd=directory)
+            os.utime(name, ns=(mtime_ns, mtime_ns), dir_fd=directory, follow_symlinks=False)
+    finally:
+        os.close(directory)
+    return written
+
+
+def _make_room(directory: int, name: str, node: Node) -> None:
+    """Remove what is there unless it is a directory that a directory may be merged with."""
+    try:
+        found = os.stat(name, dir_fd=directory, follow_symlinks=False)
+    except FileNotFoundError:
+        return
+    if not stat.S_ISDIR(found.st_mode):
+        os.unlink(name, dir_fd=directory)
+    elif node.kind is not Kind.DIRECTORY:
+        shutil.rmtree(name, dir_fd=directory)
+
+
+def _export_file(view: FileView, path: str, name: str, directory: int) -> int:
+    target = os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600, dir_fd=directory)
+    with os.fdopen(target, "wb") as out, view.open(path) as source:
+        shutil.copyfileobj(source, out, 1 << 20)
+        return out.tell()
