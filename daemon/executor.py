@@ -1,0 +1,313 @@
+"""Runs processes isolated: turns a ``ProcessSpec`` into a launcher request, reads what the step prints, waits for its end.
+
+Satisfies ``builder.protocols.Executor``. Decides what a step gets (capabilities, masked paths, files such as /etc/hosts);
+how that is done is ``daemon/sandbox.py``'s. Never writes below the root except to remove stubs that were made for mounts.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import threading
+from collections.abc import Callable, Sequence
+from types import TracebackType
+from typing import TYPE_CHECKING, assert_never
+
+from pybuild.builder.protocols import (
+    DataMount,
+    ExitStatus,
+    HostMount,
+    OverlayMount,
+    ProcessMount,
+    ProcessSpec,
+    SocketMount,
+    TemporaryMount,
+)
+from pybuild.errors import Cancelled, PybuildError
+
+from . import capabilities
+from .launcher import LauncherError, LauncherProcess, RunningStep, StepExit, StepFailed, StepReady
+
+if TYPE_CHECKING:
+    from .sandbox import Request, StepMount
+
+DEFAULT_SHM_SIZE = 64 << 20
+
+# What Docker hides from containers and what it makes read-only there.
+MASKED_PATHS = (
+    "/proc/acpi",
+    "/proc/asound",
+    "/proc/interrupts",
+    "/proc/kcore",
+    "/proc/keys",
+    "/proc/latency_stats",
+    "/proc/sched_debug",
+    "/proc/scsi",
+    "/proc/timer_list",
+    "/proc/timer_stats",
+    "/sys/devices/virtual/powercap",
+    "/sys/firmware",
+)
+READONLY_PATHS = ("/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger")
+
+# Devices of an insecure step beyond the standard ones: path below /dev, type, major, minor, mode.
+CHARACTER = 0o020000
+BLOCK = 0o060000
+INSECURE_DEVICES = (
+    (b"kmsg", CHARACTER, 1, 11, 0o666),
+    (b"cuse", CHARACTER, 10, 203, 0o666),
+    (b"fuse", CHARACTER, 10, 229, 0o666),
+    (b"kvm", CHARACTER, 10, 232, 0o666),
+    (b"net/tun", CHARACTER, 10, 200, 0o666),
+    (b"loop-control", CHARACTER, 10, 237, 0o666),
+    *((b"loop%d" % number, BLOCK, 7, number, 0o666) for number in range(8)),
+)
+
+# getrlimit(2) numbers by the names that --ulimit takes (include/uapi/asm-generic/resource.h).
+ULIMITS = {
+    "cpu": 0,
+    "fsize": 1,
+    "data": 2,
+    "stack": 3,
+    "core": 4,
+    "rss": 5,
+    "nproc": 6,
+    "nofile": 7,
+    "memlock": 8,
+    "as": 9,
+    "locks": 10,
+    "sigpending": 11,
+    "msgqueue": 12,
+    "nice": 13,
+    "rtprio": 14,
+    "rttime": 15,
+}
+
+
+class SandboxError(PybuildError):
+    """The step's surroundings can't be set up: mounts, namespaces, user."""
+
+
+class ProgramNotStarted(PybuildError):
+    """The step's program can't be executed. ``status`` is what a shell would end with: 127 not found, 126 otherwise."""
+
+    def __init__(self, message: str, *, status: int, hint: str | None = None) -> None:
+        super().__init__(message, hint=hint)
+        self.status = status
+
+
+def stub_paths(spec: ProcessSpec) -> tuple[str, ...]:
+    """What running ``spec`` may create in its root for mounts: relative paths, parents before children, each once.
+
+    These are mount points and their parents that the root lacks. /dev, /proc and /sys aren't among them: BuildKit's layers keep those.
+    """
+    targets = ["etc/resolv.conf", "etc/hosts", *(mount.target for mount in spec.mounts)]
+    paths: dict[str, None] = {}
+    for target in targets:
+        parts = [part for part in target.split("/") if part not in ("", ".")]
+        if parts and parts[0] in ("dev", "proc", "sys"):
+            continue
+        for length in range(1, len(parts) + 1):
+            paths["/".join(parts[:length])] = None
+    return tuple(paths)
+
+
+def hosts_file(hostname: str, extra_hosts: Sequence[tuple[str, str]]) -> bytes:
+    """The content of a step's /etc/hosts (hosts(5)), as BuildKit writes it."""
+    lines = [f"127.0.0.1\tlocalhost {hostname}", "::1\tlocalhost ip6-localhost ip6-loopback"]
+    lines += [f"{address}\t{name}" for name, address in extra_hosts]
+    return "".join(line + "\n" for line in lines).encode("utf-8", "surrogateescape")
+
+
+class NamespaceExecutor:
+    """An Executor on Linux namespaces. Several steps may run at once, each ``run`` in its caller's thread.
+
+    ``seccomp``: gives the seccomp program for a bounding set; None runs steps without a filter. Close it to end the launcher.
+    """
+
+    def __init__(self, *, seccomp: Callable[[int], bytes] | None = None, resolv_conf: str = "/etc/resolv.conf") -> None:
+        self._launcher = LauncherProcess()
+        self._seccomp = seccomp
+        self._resolv_conf = resolv_conf
+        self._notices: dict[str, None] = {}
+
+    def __enter__(self) -> NamespaceExecutor:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def start(self) -> None:
+        """Start the launcher in the background, so that the first step needn't wait for it."""
+        self._launcher.start()
+
+    def close(self) -> None:
+        """End the launcher; steps that still run are killed."""
+        self._launcher.close()
+
+    @property
+    def notices(self) -> tuple[str, ...]:
+        """What steps had to do without on this machine, each once, one line."""
+        return tuple(self._notices)
+
+    def run(
+        self,
+        spec: ProcessSpec,
+        *,
+        on_output: Callable[[int, bytes], None],
+        cancel: threading.Event,
+    ) -> ExitStatus:
+        """See ``builder.protocols.Executor``. Raises Cancelled, ProgramNotStarted, SandboxError, LauncherError."""
+        if cancel.is_set():
+            raise Cancelled()
+        request = self._request(spec)
+        out_read, out_write = os.pipe2(os.O_CLOEXEC)
+        err_read, err_write = os.pipe2(os.O_CLOEXEC)
+        try:
+            step = self._launcher.run(request, output=(out_write, err_write))
+        except BaseException:
+            for fd in (out_read, err_read):
+                os.close(fd)
+            raise
+        finally:
+            os.close(out_write)
+            os.close(err_write)
+        try:
+            return self._attend(spec, step, streams={out_read: 1, err_read: 2}, on_output=on_output, cancel=cancel)
+        finally:
+            step.close()
+            for fd in (out_read, err_read):
+                os.close(fd)
+
+    def _attend(
+        self,
+        spec: ProcessSpec,
+        step: RunningStep,
+        *,
+        streams: dict[int, int],
+        on_output: Callable[[int, bytes], None],
+        cancel: threading.Event,
+    ) -> ExitStatus:
+        from . import sandbox
+
+        ready: StepReady | None = None
+        failed: StepFailed | None = None
+        killed = False
+        try:
+            poll = select.poll()
+            poll.register(step, select.POLLIN)
+            for fd in streams:
+                poll.register(fd, select.POLLIN)
+            open_streams = dict(streams)
+            status: int | None = None
+            while status is None or open_streams:
+                if cancel.is_set() and not killed:
+                    step.kill()
+                    killed = True
+                for fd, _ in poll.poll(100):
+                    if fd in open_streams:
+                        data = os.read(fd, 1 << 16)
+                        if data:
+                            on_output(open_streams[fd], data)
+                        else:
+                            poll.unregister(fd)
+                            del open_streams[fd]
+                        continue
+                    match step.next_event():
+                        case StepReady() as ready:
+                            self._notices.update(dict.fromkeys(ready.notices))
+                        case StepFailed() as failed:
+                            pass
+                        case StepExit(status):
+                            poll.unregister(step)
+        finally:
+            if ready is not None:
+                for fd in ready.descriptors:
+                    os.close(fd)
+                sandbox.remove_stubs(os.fsencode(spec.root.upper), ready.stubs)
+        if killed:
+            raise Cancelled()
+        if failed is not None:
+            raise _failure(failed)
+        code = os.waitstatus_to_exitcode(status)
+        return ExitStatus(code) if code >= 0 else ExitStatus(128 - code, signal=-code)
+
+    def _request(self, spec: ProcessSpec) -> Request:
+        resolv_conf = spec.resolv_conf
+        if resolv_conf is None:
+            try:
+                with open(self._resolv_conf, encoding="utf-8", errors="surrogateescape") as text:
+                    resolv_conf = text.read()
+            except OSError:
+                resolv_conf = ""
+        granted = capabilities.ALL if spec.insecure else capabilities.DEFAULT
+        return {
+            "lower": [os.fsencode(path) for path in spec.root.lower],
+            "upper": os.fsencode(spec.root.upper),
+            "work": os.fsencode(spec.root.work),
+            "args": [os.fsencode(argument) for argument in spec.args],
+            "env": [(os.fsencode(name), os.fsencode(value)) for name, value in spec.env],
+            "cwd": os.fsencode(spec.cwd),
+            "uid": spec.uid,
+            "gid": spec.gid,
+            "groups": list(spec.groups),
+            "mounts": [_mount(mount) for mount in spec.mounts],
+            "files": [
+                (b"etc/resolv.conf", resolv_conf.encode("utf-8", "surrogateescape")),
+                (b"etc/hosts", hosts_file(spec.hostname, spec.extra_hosts)),
+            ],
+            "new_network": spec.network == "none",
+            "hostname": spec.hostname,
+            "shm_size": spec.shm_size or DEFAULT_SHM_SIZE,
+            "rlimits": [_limit(limit) for limit in spec.ulimits],
+            "bounding": granted,
+            "permitted": granted,
+            "inheritable": granted if spec.insecure else 0,
+            "ambient": granted if spec.insecure else 0,
+            "seccomp": b"" if spec.insecure or self._seccomp is None else self._seccomp(granted),
+            "masked": [] if spec.insecure else [path.encode() for path in MASKED_PATHS],
+            "readonly": [] if spec.insecure else [path.encode() for path in READONLY_PATHS],
+            "devices": list(INSECURE_DEVICES) if spec.insecure else [],
+            "privileged": spec.insecure,
+            "cgroup_parent": spec.cgroup_parent,
+            "oom_score_adj": 0,
+            "terminal": None,
+        }
+
+
+def _limit(limit: tuple[str, int, int]) -> tuple[int, int, int]:
+    name, soft, hard = limit
+    number = ULIMITS.get(name.lower().removeprefix("rlimit_"))
+    if number is None:
+        raise SandboxError(f"unknown ulimit {name!r}", hint="one of " + ", ".join(sorted(ULIMITS)))
+    return number, soft, hard
+
+
+def _mount(mount: ProcessMount) -> StepMount:
+    match mount:
+        case HostMount():
+            return ("host", os.fsencode(mount.source), os.fsencode(mount.target), mount.readonly)
+        case OverlayMount():
+            lower = [os.fsencode(path) for path in mount.lower]
+            source, target, scratch = os.fsencode(mount.source), os.fsencode(mount.target), os.fsencode(mount.scratch)
+            return ("overlay", lower, source, target, mount.readonly, scratch)
+        case TemporaryMount():
+            return ("tmpfs", os.fsencode(mount.target), mount.size)
+        case DataMount():
+            return ("data", os.fsencode(mount.target), mount.data, mount.mode, mount.uid, mount.gid)
+        case SocketMount():
+            return ("socket", os.fsencode(mount.target), mount.mode, mount.uid, mount.gid)
+        case _:
+            assert_never(mount)
+
+
+def _failure(failed: StepFailed) -> PybuildError:
+    import errno
+
+    if failed.kind == "program":
+        missing = failed.number in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP)
+        return ProgramNotStarted(failed.message, status=127 if missing else 126)
+    return SandboxError(failed.message)
