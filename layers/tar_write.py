@@ -14,6 +14,7 @@ Contents are read into large slabs that a second thread hands to the sink, so th
 
 from __future__ import annotations
 
+import hashlib
 import os
 import queue
 import re
@@ -384,10 +385,7 @@ class _FileHasher:
     """Digests of single files whose contents pass by in the slabs."""
 
     def __init__(self) -> None:
-        import hashlib
-
-        self._new = lambda: hashlib.sha256(usedforsecurity=False)
-        self._current = self._new()
+        self._current = hashlib.sha256(usedforsecurity=False)
         self.done: list[tuple[str, Digest]] = []
 
     def feed(self, view: memoryview, segment: _Segment) -> None:
@@ -395,7 +393,7 @@ class _FileHasher:
         self._current.update(view[start:end])
         if last:
             self.done.append((path, Digest("sha256", self._current.hexdigest())))
-            self._current = self._new()
+            self._current = hashlib.sha256(usedforsecurity=False)
 
 
 # O_NONBLOCK: a fifo that has taken the file's place must not block the build (open(2)).
@@ -467,6 +465,8 @@ def _fill(ordered: Sequence[LayerEntry], slabs: _Slabs, *, digests: bool) -> Non
                 slabs.position = position
                 _read_large(entry, descriptor, slabs, digests=digests)
                 view, position = slabs.view, slabs.position
+        except IsADirectoryError:
+            raise FileChanged(entry.host_path, what="was replaced by a directory") from None
         finally:
             os.close(descriptor)
     slabs.position = position
