@@ -98,14 +98,16 @@ class Builds:
     def find(self, text: str) -> BuildRecord | None:
         """The build whose ``ref`` is or begins with ``text``, else the latest that gave an image this name or had this result.
         Raises AmbiguousBuild."""
+        if not text:
+            return None
         rows = self._database.query(
             "SELECT ref, subject, started, finished, record FROM build"
             " WHERE substr(ref, 1, length(?1)) = ?1 ORDER BY ref <> ?1, ref LIMIT 2",
             (text,),
         )
-        if text and len(rows) > 1 and rows[0][0] != text:
+        if len(rows) > 1 and rows[0][0] != text:
             raise AmbiguousBuild(text)
-        if text and rows:
+        if rows:
             return self._load(rows[0])
         for row in self._database.query(
             "SELECT ref, subject, started, finished, record FROM build ORDER BY started DESC, ref"
