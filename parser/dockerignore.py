@@ -87,7 +87,7 @@ def read_patterns(text: str | bytes) -> tuple[str, ...]:
 class IgnoreMatcher:
     """Decides for paths (relative, ``/``-separated, no leading slash). ``patterns``: texts, or rules that know their lines.
 
-    Not safe for use by several threads at once. Raises BadIgnorePattern.
+    What it remembers is only ever added to, so threads may share it. Raises BadIgnorePattern.
     """
 
     def __init__(self, patterns: Iterable[str | IgnoreRule]) -> None:

@@ -1,0 +1,319 @@
+"""Archives as build contexts: recognising a tar by its first bytes, and unpacking one into a scratch directory.
+
+Owns the safety of that: whatever an archive says, nothing is written outside the directory or through a link, and sizes are bounded.
+Not for layers (no whiteouts, no owners) nor for ``ADD``.
+"""
+
+from __future__ import annotations
+
+import bz2
+import contextlib
+import gzip
+import lzma
+import os
+import stat
+import tarfile
+import zlib
+from dataclasses import dataclass
+from typing import BinaryIO, Final, Protocol, cast
+
+from pybuild.errors import PybuildError
+
+HEADER_BYTES: Final = 1024
+_BLOCK: Final = 512
+_CHUNK: Final = 1 << 20
+_GZIP: Final = b"\x1f\x8b\x08"
+_BZIP2: Final = b"BZh"
+_XZ: Final = b"\xfd7zXZ\x00"
+_ZSTD: Final = b"\x28\xb5\x2f\xfd"
+
+DEFAULT_LIMIT_BYTES: Final = 256 << 30
+DEFAULT_LIMIT_ENTRIES: Final = 5_000_000
+
+
+class BadContextArchive(PybuildError):
+    """The archive is damaged or asks for something that an archive must not do."""
+
+    def __init__(self, problem: str) -> None:
+        super().__init__(f"can't unpack the build context archive: {problem}")
+
+
+@dataclass(frozen=True, slots=True)
+class UnpackedArchive:
+    """What was unpacked: number of ``entries``, ``size`` of file contents in bytes, ``newest``: the latest modification time of a
+    regular file in seconds, None without one."""
+
+    entries: int
+    size: int
+    newest: float | None
+
+
+class ByteReader(Protocol):
+    """What can be read from: a file, a pipe, a decompressor."""
+
+    def read(self, size: int = -1, /) -> bytes: ...
+
+
+def is_archive(header: bytes) -> bool:
+    """True if ``header`` (the first HEADER_BYTES, or all there is) begins a tar, plain or compressed in a known way."""
+    return header.startswith((_GZIP, _BZIP2, _XZ, _ZSTD)) or _is_tar(header)
+
+
+def _is_tar(header: bytes) -> bool:
+    if len(header) < _BLOCK:
+        return False
+    block = header[:_BLOCK]
+    if not any(block):
+        return True  # the end-of-archive marker: an empty tar
+    field = block[148:156].strip(b" \x00")
+    try:
+        expected = int(field, 8)
+    except ValueError:
+        return False
+    return expected in (
+        sum(block[:148]) + 8 * 32 + sum(block[156:]),
+        # Old tars summed signed bytes.
+        sum(byte - 256 if byte > 127 else byte for byte in block[:148] + b" " * 8 + block[156:]),
+    )
+
+
+def unpack_archive(
+    stream: ByteReader,
+    directory: str,
+    *,
+    limit_bytes: int = DEFAULT_LIMIT_BYTES,
+    limit_entries: int = DEFAULT_LIMIT_ENTRIES,
+) -> UnpackedArchive:
+    """Unpack the tar in ``stream`` (which stays open) below ``directory``, an empty directory. Raises BadContextArchive."""
+    with contextlib.ExitStack() as stack:
+        plain = _decompressed(stream, stack)
+        try:
+            archive = stack.enter_context(
+                tarfile.open(fileobj=cast(BinaryIO, plain), mode="r|", errorlevel=1, errors="surrogateescape")
+            )
+            return _Unpacker(directory, limit_bytes=limit_bytes, limit_entries=limit_entries).run(archive)
+        except (tarfile.TarError, EOFError, lzma.LZMAError, zlib.error, UnicodeError, ValueError) as error:
+            raise BadContextArchive(str(error) or "it ends too early") from None
+        except OSError as error:
+            # bz2, gzip and zstd raise plain OSErrors for damaged data; those have no error number.
+            problem = (error.strerror or str(error)).lower()
+            raise BadContextArchive(problem) from None
+
+
+def _decompressed(stream: ByteReader, stack: contextlib.ExitStack) -> ByteReader:
+    header = read_up_to(stream, len(_XZ))
+    joined = cast(BinaryIO, Joined(header, stream))
+    if header.startswith(_GZIP):
+        return stack.enter_context(gzip.GzipFile(fileobj=joined))
+    if header.startswith(_BZIP2):
+        return stack.enter_context(bz2.BZ2File(joined))
+    if header.startswith(_XZ):
+        return stack.enter_context(lzma.LZMAFile(joined))
+    if header.startswith(_ZSTD):
+        import zstandard
+
+        reader = zstandard.ZstdDecompressor(max_window_size=1 << 27).stream_reader(
+            joined, read_across_frames=True, closefd=False
+        )
+        return _ZstandardReader(stack.enter_context(reader))
+    return joined
+
+
+class _ZstandardReader:
+    """Turns zstandard's errors into OSError, which the caller knows how to report."""
+
+    def __init__(self, reader: ByteReader) -> None:
+        self._reader = reader
+
+    def read(self, size: int = -1, /) -> bytes:
+        import zstandard
+
+        try:
+            return self._reader.read(size)
+        except zstandard.ZstdError as error:
+            raise OSError(str(error)) from None
+
+
+class Joined:
+    """Bytes that were read ahead, then the rest of the stream; closing it leaves the stream open."""
+
+    def __init__(self, ahead: bytes, rest: ByteReader) -> None:
+        self._ahead = ahead
+        self._rest = rest
+
+    def read(self, size: int = -1, /) -> bytes:
+        if not self._ahead:
+            return self._rest.read(size)
+        if size < 0:
+            data, self._ahead = self._ahead + self._rest.read(), b""
+            return data
+        data, self._ahead = self._ahead[:size], self._ahead[size:]
+        return data
+
+
+def read_up_to(stream: ByteReader, size: int) -> bytes:
+    """``size`` bytes, fewer only at the end: one read of a pipe gives less."""
+    data = b""
+    while len(data) < size:
+        more = stream.read(size - len(data))
+        if not more:
+            break
+        data += more
+    return data
+
+
+class _Unpacker:
+    def __init__(self, directory: str, *, limit_bytes: int, limit_entries: int) -> None:
+        self._root = directory
+        self._limit_bytes = limit_bytes
+        self._limit_entries = limit_entries
+        self._real: set[str] = {""}
+        self._directory_times: dict[str, tuple[int, int]] = {}
+        self._size = 0
+
+    def run(self, archive: tarfile.TarFile) -> UnpackedArchive:
+        entries = 0
+        newest: float | None = None
+        for member in archive:
+            entries += 1
+            if entries > self._limit_entries:
+                raise BadContextArchive(f"it has more than {self._limit_entries} entries")
+            if member.isreg() and (newest is None or member.mtime > newest):
+                newest = float(member.mtime)
+            self._unpack(archive, member)
+            # tarfile keeps every member it has seen; a context may have millions.
+            vars(archive)["members"] = []
+        # Children change their directory's time, so these come last; modes too, or a read-only one couldn't be filled.
+        for path, (mode, mtime) in sorted(self._directory_times.items(), reverse=True):
+            host = self._host(path)
+            os.chmod(host, mode)
+            os.utime(host, ns=(mtime, mtime))
+        return UnpackedArchive(entries, self._size, newest)
+
+    def _host(self, path: str) -> str:
+        return f"{self._root}/{path}" if path else self._root
+
+    def _unpack(self, archive: tarfile.TarFile, member: tarfile.TarInfo) -> None:
+        path = _clean(member.name)
+        mode = stat.S_IMODE(member.mode)
+        mtime = int(member.mtime * 1_000_000_000)
+        if not path:
+            if member.isdir():
+                self._directory_times[""] = (mode | 0o500, mtime)
+            return
+        parent, _, _ = path.rpartition("/")
+        self._make_parents(parent)
+        host = self._host(path)
+        if member.isdir():
+            self._clear(path, host, keep_directory=True)
+            with contextlib.suppress(FileExistsError):
+                os.mkdir(host, 0o700)
+            self._real.add(path)
+            self._directory_times[path] = (mode | 0o500, mtime)
+            return
+        self._clear(path, host, keep_directory=False)
+        if member.isreg():
+            self._file(archive, member, host, mode)
+        elif member.issym():
+            os.symlink(member.linkname, host)
+        elif member.islnk():
+            self._hard_link(member, host)
+            return
+        elif member.isfifo():
+            os.mkfifo(host, 0o600)
+            os.chmod(host, mode)
+        elif member.ischr() or member.isblk():
+            kind = stat.S_IFCHR if member.ischr() else stat.S_IFBLK
+            os.mknod(host, kind | 0o600, os.makedev(member.devmajor, member.devminor))
+            os.chmod(host, mode)
+        else:
+            raise BadContextArchive(f"{member.name!r} has the unknown type {member.type!r}")
+        os.utime(host, ns=(mtime, mtime), follow_symlinks=False)
+
+    def _make_parents(self, path: str) -> None:
+        """Every parent must be a real directory: nothing is written through a symbolic link."""
+        if path in self._real:
+            return
+        self._make_parents(path.rpartition("/")[0])
+        host = self._host(path)
+        try:
+            os.mkdir(host, 0o755)
+        except FileExistsError:
+            if not stat.S_ISDIR(os.lstat(host).st_mode):
+                raise BadContextArchive(f"an entry lies below {path!r}, which is not a directory") from None
+        self._real.add(path)
+
+    def _clear(self, path: str, host: str, *, keep_directory: bool) -> None:
+        """Make room: a later entry of the same name replaces the earlier one."""
+        try:
+            status = os.lstat(host)
+        except FileNotFoundError:
+            return
+        if stat.S_ISDIR(status.st_mode):
+            if not keep_directory:
+                try:
+                    os.rmdir(host)
+                except OSError:
+                    raise BadContextArchive(
+                        f"{path!r} is a directory with entries and something else as well"
+                    ) from None
+                self._real.discard(path)
+                self._directory_times.pop(path, None)
+            return
+        os.unlink(host)
+
+    def _file(self, archive: tarfile.TarFile, member: tarfile.TarInfo, host: str, mode: int) -> None:
+        self._size += member.size
+        if self._size > self._limit_bytes:
+            raise BadContextArchive(f"its files have more than {self._limit_bytes} bytes")
+        source = archive.extractfile(member)
+        if source is None:
+            raise BadContextArchive(f"{member.name!r} has no content")
+        descriptor = os.open(host, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+        with os.fdopen(descriptor, "wb", buffering=0) as out, source:
+            left = member.size
+            while left:
+                data = source.read(min(left, _CHUNK))
+                if not data:
+                    raise BadContextArchive(f"it ends in the middle of {member.name!r}")
+                view = memoryview(data)
+                while view:
+                    view = view[out.write(view) :]
+                left -= len(data)
+            os.fchmod(out.fileno(), mode)
+
+    def _hard_link(self, member: tarfile.TarInfo, host: str) -> None:
+        target = _clean(member.linkname)
+        parent = target.rpartition("/")[0]
+        if not target or not self._is_real(parent):
+            raise BadContextArchive(f"{member.name!r} is a link to {member.linkname!r}, which is not in the archive")
+        try:
+            os.link(self._host(target), host, follow_symlinks=False)
+        except OSError:
+            raise BadContextArchive(
+                f"{member.name!r} is a link to {member.linkname!r}, which is not in the archive"
+            ) from None
+
+    def _is_real(self, path: str) -> bool:
+        if path in self._real:
+            return True
+        parent = path.rpartition("/")[0]
+        if not self._is_real(parent):
+            return False
+        try:
+            real = stat.S_ISDIR(os.lstat(self._host(path)).st_mode)
+        except OSError:
+            return False
+        if real:
+            self._real.add(path)
+        return real
+
+
+def _clean(name: str) -> str:
+    """The path inside the directory. Leading slashes mean the archive's root; ``..`` is refused: no tool writes it."""
+    parts = [part for part in name.split("/") if part not in ("", ".")]
+    if ".." in parts:
+        raise BadContextArchive(f"{name!r} leaves the archive")
+    if "\x00" in name:
+        raise BadContextArchive("a name contains a zero byte")
+    return "/".join(parts)
