@@ -27,7 +27,8 @@ from pybuild.builder.protocols import (
 from pybuild.errors import Cancelled, PybuildError
 
 from . import capabilities
-from .launcher import LauncherError, LauncherProcess, RunningStep, StepExit, StepFailed, StepReady
+from .launcher import LauncherProcess, RunningStep, StepExit, StepFailed, StepReady
+from .stubs import remove_stubs
 
 if TYPE_CHECKING:
     from .sandbox import Request, StepMount
@@ -97,20 +98,13 @@ class ProgramNotStarted(PybuildError):
         self.status = status
 
 
-def stub_paths(spec: ProcessSpec) -> tuple[str, ...]:
-    """What running ``spec`` may create in its root for mounts: relative paths, parents before children, each once.
-
-    These are mount points and their parents that the root lacks. /dev, /proc and /sys aren't among them: BuildKit's layers keep those.
-    """
-    targets = ["etc/resolv.conf", "etc/hosts", *(mount.target for mount in spec.mounts)]
-    paths: dict[str, None] = {}
-    for target in targets:
-        parts = [part for part in target.split("/") if part not in ("", ".")]
-        if parts and parts[0] in ("dev", "proc", "sys"):
-            continue
-        for length in range(1, len(parts) + 1):
-            paths["/".join(parts[:length])] = None
-    return tuple(paths)
+def expand_slice(parent: str) -> str:
+    """A control group parent as a path: systemd's ``a-b.slice`` lies in ``a.slice`` (systemd.slice(5))."""
+    name = parent.partition(":")[0]
+    if "/" in name or not name.endswith(".slice"):
+        return parent
+    parts = name.removesuffix(".slice").split("-")
+    return "/".join("-".join(parts[: length + 1]) + ".slice" for length in range(len(parts)))
 
 
 def hosts_file(hostname: str, extra_hosts: Sequence[tuple[str, str]]) -> bytes:
@@ -191,8 +185,6 @@ class NamespaceExecutor:
         on_output: Callable[[int, bytes], None],
         cancel: threading.Event,
     ) -> ExitStatus:
-        from . import sandbox
-
         ready: StepReady | None = None
         failed: StepFailed | None = None
         killed = False
@@ -227,7 +219,7 @@ class NamespaceExecutor:
             if ready is not None:
                 for fd in ready.descriptors:
                     os.close(fd)
-                sandbox.remove_stubs(os.fsencode(spec.root.upper), ready.stubs)
+                remove_stubs(os.fsencode(spec.root.upper), ready.stubs)
         if killed:
             raise Cancelled()
         if failed is not None:
@@ -272,7 +264,7 @@ class NamespaceExecutor:
             "readonly": [] if spec.insecure else [path.encode() for path in READONLY_PATHS],
             "devices": list(INSECURE_DEVICES) if spec.insecure else [],
             "privileged": spec.insecure,
-            "cgroup_parent": spec.cgroup_parent,
+            "control_group_parent": expand_slice(spec.cgroup_parent),
             "oom_score_adj": 0,
             "terminal": None,
         }

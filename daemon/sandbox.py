@@ -69,7 +69,7 @@ if TYPE_CHECKING:
         readonly: list[bytes]
         devices: list[tuple[bytes, int, int, int, int]]
         privileged: bool
-        cgroup_parent: str
+        control_group_parent: str
         oom_score_adj: int
         terminal: tuple[int, int] | None
 
@@ -239,26 +239,31 @@ def clone(flags: int) -> int:
         return _syscall("clone", numbers[machine], flags | _signal.SIGCHLD, 0, 0, 0, 0)
 
 
-class MountCalls:
-    """What this kernel offers for mounting, found out once: the file-descriptor calls of Linux 5.12, or mount(2)."""
+class Machine:
+    """What there is here, found out once per process by ``examine``.
 
-    modern = False
+    ``modern_mounts``: the file-descriptor calls of Linux 5.12 (fsopen, move_mount, mount_setattr), else mount(2) serves;
+    ``user_namespace``: not the initial one.
+    """
+
+    modern_mounts = False
+    user_namespace = False
 
 
-def probe_mount_calls() -> bool:
-    """Find out whether fsopen(2), move_mount(2) and mount_setattr(2) can be used, and remember it."""
+def examine() -> None:
+    """Fill in ``Machine``. Needs a mount namespace of one's own."""
+    Machine.user_namespace = in_user_namespace()
     try:
         fd = _syscall("open_tree", SYS_OPEN_TREE, AT_FDCWD, b"/", OPEN_TREE_CLONE | os.O_CLOEXEC)
     except OSError:
-        return False
+        return
     try:
         _mount_setattr(fd, RDONLY, recursive=False)
-        MountCalls.modern = True
+        Machine.modern_mounts = True
     except OSError:
         pass
     finally:
         os.close(fd)
-    return MountCalls.modern
 
 
 def _mount_setattr(fd: int, attributes: int, *, recursive: bool) -> None:
@@ -291,7 +296,7 @@ def attach_filesystem(
     kind: str, target: int | bytes, *, options: Sequence[tuple[str, str | None]] = (), attributes: int = 0
 ) -> None:
     """Mount a new file system of ``kind`` on ``target`` (an O_PATH descriptor, or a path)."""
-    if not MountCalls.modern:
+    if not Machine.modern_mounts:
         text = ",".join(key if value is None else f"{key}={value}" for key, value in options)
         path = fd_path(target) if isinstance(target, int) else target
         mount(kind.encode(), path, kind.encode(), flags=attributes, options=text.encode() or None)
@@ -323,7 +328,7 @@ def _move_mount(fd: int, target: int | bytes) -> None:
 
 def attach_tree(source: int, target: int | bytes, *, attributes: int = 0, recursive: bool = False) -> None:
     """Bind what the descriptor ``source`` has open on ``target``, adding ``attributes`` (to submounts too if ``recursive``)."""
-    if MountCalls.modern:
+    if Machine.modern_mounts:
         flags = OPEN_TREE_CLONE | os.O_CLOEXEC | AT_EMPTY_PATH | (AT_RECURSIVE if recursive else 0)
         fd = _syscall("open_tree", SYS_OPEN_TREE, source, b"", flags)
         try:
@@ -435,7 +440,7 @@ def _walk(root: int, path: bytes, *, create: str | None, stubs: Stubs | None) ->
 
 
 def _make_stub(parent: int, name: bytes, path: bytes, *, directory: bool, stubs: Stubs | None) -> int:
-    times = os.stat(b"", dir_fd=parent) if False else os.stat(fd_path(parent))
+    times = os.stat(fd_path(parent))
     if directory:
         os.mkdir(name, 0o755, dir_fd=parent)
     else:
@@ -466,34 +471,6 @@ def is_directory_fd(fd: int) -> bool:
     return os.fstat(fd).st_mode & 0o170000 == 0o040000
 
 
-def remove_stubs(upper: bytes, stubs: Iterable[tuple[bytes, bool]]) -> None:
-    """Remove what was made for mounts from ``upper``, newest first, where it is still empty; parents keep their times.
-
-    What the step put in place of a stub, or into it, stays. Symbolic links are never followed: the step may have made them.
-    """
-    for path, directory in reversed(list(stubs)):
-        parts = path.split(b"/")
-        parent = os.open(upper, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            for part in parts[:-1]:
-                below = os.open(part, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=parent)
-                os.close(parent)
-                parent = below
-            status = os.stat(parts[-1], dir_fd=parent, follow_symlinks=False)
-            times = os.stat(fd_path(parent))
-            if directory and status.st_mode & 0o170000 == 0o040000:
-                os.rmdir(parts[-1], dir_fd=parent)
-            elif not directory and status.st_mode & 0o170000 == 0o100000 and status.st_size == 0:
-                os.unlink(parts[-1], dir_fd=parent)
-            else:
-                continue
-            os.utime(fd_path(parent), ns=(times.st_atime_ns, times.st_mtime_ns))
-        except OSError:
-            continue
-        finally:
-            os.close(parent)
-
-
 # --- the root file system --------------------------------------------------------------------------------------------
 
 
@@ -508,7 +485,7 @@ def mount_overlay(lower: Sequence[bytes], upper: bytes, work: bytes, target: byt
             fds.append(os.open(path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC))
         layers = fds[2:] if upper else fds
         features = ["index=off", "redirect_dir=off", "metacopy=off"]
-        if in_user_namespace():
+        if Machine.user_namespace:
             features.append("userxattr")
         if upper:
             features.append("volatile")
@@ -546,7 +523,7 @@ def _mount_long_overlay(fds: list[int], *, upper: bool, features: list[str], tar
     for feature in features:
         key, _, value = feature.partition("=")
         options.append((key, value or None))
-    if not MountCalls.modern:
+    if not Machine.modern_mounts:
         raise SandboxFailure("mount", "more than 200 layers need Linux 6.7 or newer")
     attach_filesystem("overlay", target, options=options, attributes=attributes)
 
@@ -602,9 +579,10 @@ DEVICE_LINKS = (
 class Step:
     """A step while it is set up: its request, its root, and what was found out or made on the way."""
 
-    def __init__(self, request: Request, root: int) -> None:
+    def __init__(self, request: Request, root: int, *, nodev: int) -> None:
         self.request = request
         self.root = root
+        self.nodev = nodev
         self.stubs = Stubs(root)
         self.notices: list[str] = []
         self.listeners: list[_socket.socket] = []
@@ -637,13 +615,14 @@ def mount_dev(step: Step) -> None:
     """/dev as the OCI runtime specification wants it (config-linux.md, "Default Devices" and "Default Filesystems")."""
     request = step.request
     target = step.target(b"dev", directory=True, remove=False)
-    attach_filesystem("tmpfs", target, options=(("mode", "755"), ("size", "65536k")), attributes=NOSUID)
+    attach_filesystem("tmpfs", target, options=(("mode", "755"), ("size", "65536k")), attributes=NOSUID | step.nodev)
     os.close(target)
+    bind = bool(step.nodev) or Machine.user_namespace
     dev = open_in_root(step.root, b"dev")
     old_mask = os.umask(0)
     try:
         for name, major, minor in STANDARD_DEVICES:
-            _make_device(dev, name, kind=0o020000, device=(major, minor), mode=0o666)
+            _make_device(dev, name, kind=0o020000, device=(major, minor), mode=0o666, bind=bind)
         for path, kind, major, minor, mode in request["devices"]:
             if b"/" in path:
                 try:
@@ -651,7 +630,7 @@ def mount_dev(step: Step) -> None:
                 except FileExistsError:
                     pass
             try:
-                _make_device(dev, path, kind=kind, device=(major, minor), mode=mode)
+                _make_device(dev, path, kind=kind, device=(major, minor), mode=mode, bind=bind)
             except FileNotFoundError:
                 continue
         for name, destination in DEVICE_LINKS:
@@ -690,14 +669,11 @@ def _attach_below(
         os.close(target)
 
 
-def _make_device(dev: int, name: bytes, *, kind: int, device: tuple[int, int], mode: int) -> None:
-    try:
-        if not in_user_namespace():
-            os.mknod(name, kind | mode, os.makedev(*device), dir_fd=dev)
-            return
-    except PermissionError:
-        pass
-    # A user namespace may not make devices that work (mknod(2)): bind the host's.
+def _make_device(dev: int, name: bytes, *, kind: int, device: tuple[int, int], mode: int, bind: bool) -> None:
+    if not bind:
+        os.mknod(name, kind | mode, os.makedev(*device), dir_fd=dev)
+        return
+    # Where devices can't be made, or not be opened on this mount, the host's own are bound.
     source = os.open(b"/dev/" + name, os.O_PATH | os.O_CLOEXEC)
     os.close(os.open(name, os.O_CREAT | os.O_WRONLY | os.O_CLOEXEC, 0o666, dir_fd=dev))
     target = os.open(name, os.O_PATH | os.O_CLOEXEC, dir_fd=dev)
@@ -758,7 +734,7 @@ def mount_control_groups(step: Step, point: int, *, attributes: int) -> None:
             for part in controllers.split(","):
                 os.symlink(name, part.encode(), dir_fd=folder)
     if attributes & RDONLY:
-        if MountCalls.modern:
+        if Machine.modern_mounts:
             _mount_setattr(folder, RDONLY, recursive=False)
         else:
             mount(b"none", fd_path(folder), flags=MS_BIND | MS_REMOUNT | attributes)
@@ -844,7 +820,7 @@ def _bind_host(step: Step, source: bytes, path: bytes, *, readonly: bool) -> Non
     except OSError as error:
         raise SandboxFailure("mount", f"can't mount {os.fsdecode(source)} on {os.fsdecode(path)}: {error.strerror}") from None
     target = step.target(path, directory=is_directory_fd(fd))
-    attach_tree(fd, target, attributes=RDONLY if readonly else 0, recursive=True)
+    attach_tree(fd, target, attributes=step.nodev | (RDONLY if readonly else 0), recursive=True)
     os.close(fd)
     os.close(target)
 
@@ -872,7 +848,7 @@ def _bind_overlay(step: Step, lower: list[bytes], source: bytes, path: bytes, *,
     except OSError as error:
         raise SandboxFailure("mount", f"can't mount {os.fsdecode(source)} on {os.fsdecode(path)}: {error.strerror}") from None
     target = step.target(path, directory=is_directory_fd(shown))
-    attach_tree(shown, target, attributes=RDONLY if readonly else 0)
+    attach_tree(shown, target, attributes=step.nodev | (RDONLY if readonly else 0))
     for fd in (shown, mounted, target):
         os.close(fd)
     if lower:
@@ -915,7 +891,7 @@ def mount_for_step(step: Step, item: StepMount) -> None:
         case ("tmpfs", bytes(path), int(size)):
             target = step.target(path, directory=True)
             options = (("size", str(size)),) if size else ()
-            attach_filesystem("tmpfs", target, options=options, attributes=NOSUID)
+            attach_filesystem("tmpfs", target, options=options, attributes=NOSUID | step.nodev)
             os.close(target)
         case ("data", bytes(path), bytes(data), int(mode), int(uid), int(gid)):
             attributes = RDONLY | NOSUID | NODEV | (0 if mode & 0o111 else NOEXEC)
@@ -977,7 +953,12 @@ def become(step: Step) -> None:
     drop_bounding(bounding)
     # The filter must come while CAP_SYS_ADMIN is still there (seccomp(2)); it lets all that follows through.
     if request["seccomp"]:
-        install_filter(request["seccomp"])
+        try:
+            install_filter(request["seccomp"])
+        except OSError as error:
+            if error.errno != errno.EINVAL:
+                raise
+            step.notices.append("steps run without a seccomp filter: this kernel has none")
     prctl(PR_SET_KEEPCAPS, 1)
     try:
         os.setgroups(request["groups"])
@@ -1044,12 +1025,14 @@ def find_program(name: bytes, environment: dict[bytes, bytes]) -> bytes:
 # --- one step --------------------------------------------------------------------------------------------------------
 
 
-def set_up(request: Request) -> Step:
+def set_up(request: Request, *, controlled: bool) -> Step:
     """Build everything around the program: mounts, host name, network. Runs in the step's new namespaces."""
     # Nothing mounted from here on may reach another namespace, and nothing mounted elsewhere may come in.
     mount(b"none", b"/", flags=MS_REC | MS_PRIVATE)
-    nodev = 0 if request["privileged"] or request.get("devices_controlled") else NODEV
-    step = Step(request, mount_root(request, attributes=nodev))
+    # Without a device control group a step could make the host's disk with mknod and open it, so devices are
+    # made unusable on everything it can write to. A user namespace can't make any (mknod(2)).
+    nodev = NODEV if not (controlled or request["privileged"] or Machine.user_namespace) else 0
+    step = Step(request, mount_root(request, attributes=nodev), nodev=nodev)
     mount_proc(step)
     mount_dev(step)
     mount_sys(step)
@@ -1098,9 +1081,10 @@ def open_terminal(size: tuple[int, int]) -> tuple[int, int]:
     return master, slave
 
 
-def run_step(request: Request, channel: _socket.socket, output: tuple[int, int]) -> NoReturn:
+def run_step(request: Request, channel: _socket.socket, output: tuple[int, int], *, groups: StepGroups) -> NoReturn:
     """In the step's process: set up, tell, execute. Never returns."""
     try:
+        groups.join()
         for number in range(1, _signal.NSIG):
             if number not in (_signal.SIGKILL, _signal.SIGSTOP):
                 try:
@@ -1110,7 +1094,8 @@ def run_step(request: Request, channel: _socket.socket, output: tuple[int, int])
         _signal.pthread_sigmask(_signal.SIG_SETMASK, ())
         os.umask(0o022)
         os.setsid()
-        step = set_up(request)
+        step = set_up(request, controlled=groups.devices)
+        step.notices += groups.notices
         enter_root(step)
         descriptors = [listener.fileno() for listener in step.listeners]
         if request["terminal"] is not None:
@@ -1154,8 +1139,8 @@ def run_step(request: Request, channel: _socket.socket, output: tuple[int, int])
                 raise SandboxFailure("setup", f"can't enter the working directory {os.fsdecode(cwd)}: {error.strerror}") from None
         # Last, because a change of identity clears it (prctl(2)).
         prctl(PR_SET_PDEATHSIG, _signal.SIGKILL)
-        program = find_program(request["args"][0], environment)
         send(channel, ("ready", step.stubs.made, step.notices), descriptors)
+        program = find_program(request["args"][0], environment)
         _execute(program, request["args"], environment)
     except SandboxFailure as failure:
         send(channel, ("failed", failure.kind, failure.number, failure.message), ())
@@ -1198,6 +1183,213 @@ def control_group_paths(process: str) -> dict[str, str]:
     return paths
 
 
+def control_group_mounts() -> dict[str, tuple[bytes, bytes]]:
+    """Where each hierarchy is mounted: (mount point, the group that is its root there) by controllers as above."""
+    mounts = {}
+    known = set(control_group_paths("self"))
+    with open("/proc/self/mountinfo", "rb") as lines:
+        for line in lines:
+            before, _, after = line.rstrip(b"\n").partition(b" - ")
+            fields, kind = before.split(b" "), after.split(b" ")
+            place = (_unescape(fields[4]), _unescape(fields[3]))
+            if kind[0] == b"cgroup2":
+                mounts[""] = place
+            elif kind[0] == b"cgroup":
+                options = set(kind[2].decode().split(","))
+                for controllers in known:
+                    if controllers and set(controllers.split(",")) <= options:
+                        mounts[controllers] = place
+    return mounts
+
+
+# What containers may do with devices, as devices.allow takes it (Documentation/admin-guide/cgroup-v1/devices.rst).
+DEVICE_RULES = (
+    *("c *:* m", "b *:* m", "c 1:3 rwm", "c 1:5 rwm", "c 1:7 rwm", "c 1:8 rwm", "c 1:9 rwm", "c 5:0 rwm"),
+    *("c 5:1 rwm", "c 5:2 rwm", "c 136:* rwm"),
+)
+
+
+def device_program() -> bytes:
+    """The same rules as an eBPF program for version 2 (include/uapi/linux/bpf.h, struct bpf_cgroup_dev_ctx).
+
+    The context holds access << 16 | type, major, minor; the program returns 1 to allow.
+    """
+
+    def instruction(code: int, destination: int = 0, source: int = 0, *, offset: int = 0, value: int = 0) -> bytes:
+        return struct.pack("=BBhi", code, source << 4 | destination, offset, value)
+
+    load, move, exit_code, jump_unequal, jump_equal = 0x61, 0xB7, 0x95, 0x55, 0x15
+    allow = [instruction(move, 0, value=1), instruction(exit_code)]
+    code = [
+        instruction(load, 2, 1, offset=0),
+        instruction(load, 3, 1, offset=4),
+        instruction(load, 4, 1, offset=8),
+        instruction(0xBF, 5, 2),
+        instruction(0x77, 5, value=16),
+        # making a node is allowed, using it isn't
+        instruction(jump_unequal, 5, offset=2, value=1),
+        *allow,
+        instruction(0x57, 2, value=0xFFFF),
+        instruction(jump_equal, 2, offset=2, value=2),
+        instruction(move, 0, value=0),
+        instruction(exit_code),
+        instruction(jump_unequal, 3, offset=2, value=136),
+        *allow,
+    ]
+    for major, minors in ((1, (3, 5, 7, 8, 9)), (5, (0, 1, 2))):
+        for minor in minors:
+            code += [
+                instruction(jump_unequal, 3, offset=3, value=major),
+                instruction(jump_unequal, 4, offset=2, value=minor),
+                *allow,
+            ]
+    return b"".join([*code, instruction(move, 0, value=0), instruction(exit_code)])
+
+
+SYS_BPF = {"x86_64": 321, "aarch64": 280, "riscv64": 280, "loongarch64": 280, "ppc64le": 361, "s390x": 351}
+BPF_PROG_LOAD = 5
+BPF_PROG_ATTACH = 8
+BPF_PROG_TYPE_CGROUP_DEVICE = 15
+BPF_CGROUP_DEVICE = 6
+BPF_F_ALLOW_MULTI = 2
+
+
+def restrict_devices_v2(folder: bytes) -> None:
+    """Attach ``device_program`` to a version 2 group (bpf(2))."""
+    number = SYS_BPF.get(os.uname().machine)
+    if number is None:
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+    code = ctypes.create_string_buffer(device_program())
+    license_name = ctypes.create_string_buffer(b"Apache-2.0")
+    length = (len(code) - 1) // 8
+    load = struct.pack("=IIQQIIQII", BPF_PROG_TYPE_CGROUP_DEVICE, length, ctypes.addressof(code), ctypes.addressof(license_name), 0, 0, 0, 0, 0)
+    load = load.ljust(120, b"\0")
+    program = _syscall("bpf", number, BPF_PROG_LOAD, load, len(load))
+    try:
+        group = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            attach = struct.pack("=IIII", group, program, BPF_CGROUP_DEVICE, BPF_F_ALLOW_MULTI).ljust(120, b"\0")
+            _syscall("bpf", number, BPF_PROG_ATTACH, attach, len(attach))
+        finally:
+            os.close(group)
+    finally:
+        os.close(program)
+
+
+class StepGroups:
+    """The control groups of one step: made by the launcher, joined by the step, removed by the launcher."""
+
+    def __init__(self, folders: list[bytes], *, devices: bool, notices: list[str]) -> None:
+        self.folders = folders
+        self.devices = devices
+        self.notices = notices
+
+    def join(self) -> None:
+        """Move this process into the groups and make their view its root. Before any other process is forked."""
+        for folder in self.folders:
+            try:
+                with open(folder + b"/cgroup.procs", "wb", buffering=0) as text:
+                    text.write(b"0")
+            except OSError as error:
+                self.notices.append(f"control group {os.fsdecode(folder)} can't be used: {error.strerror}")
+                self.devices = False
+        try:
+            unshare(CLONE_NEWCGROUP)
+        except OSError:
+            pass  # a kernel without control groups
+
+    def remove(self) -> bool:
+        """Remove the groups; False if one is still busy."""
+        remaining = []
+        for folder in self.folders:
+            try:
+                os.rmdir(folder)
+            except FileNotFoundError:
+                continue
+            except OSError:
+                remaining.append(folder)
+        self.folders = remaining
+        return not remaining
+
+
+class ControlGroups:
+    """Makes groups for steps below this process's own (or a given parent), where the host lets it.
+
+    Version 1: the devices hierarchy, and every other one when a parent is named. Version 2: the one tree.
+    """
+
+    def __init__(self) -> None:
+        self.mounts = control_group_mounts()
+        self.own = control_group_paths("self")
+        self.count = 0
+        self.prefix = b"pybuild-%d-" % int(os.readlink("/proc/self"))
+        self.abandoned: list[StepGroups] = []
+        self.base: dict[str, bytes] = {}
+        self.device_base = self._find_device_base()
+
+    def _folder(self, hierarchy: str, parent: str) -> bytes:
+        point, shown = self.mounts[hierarchy]
+        if parent:
+            return os.path.join(point, parent.strip("/").encode())
+        path = self.own.get(hierarchy, "/").encode()
+        inside = path[len(shown) :] if shown != b"/" and (path + b"/").startswith(shown + b"/") else path
+        return os.path.join(point, inside.strip(b"/")) if shown == b"/" or inside != path else point
+
+    def _find_device_base(self) -> str | None:
+        for hierarchy in self.mounts:
+            if "devices" in hierarchy.split(","):
+                return hierarchy
+        return "" if "" in self.mounts else None
+
+    def make(self, *, parent: str, privileged: bool) -> StepGroups:
+        """Groups for a step, as far as they can be made; what can't be is told in its notices if it was asked for."""
+        groups = StepGroups([], devices=False, notices=[])
+        if Machine.user_namespace and not parent and self.device_base:
+            return groups  # devices need no guarding there
+        if parent:
+            hierarchies = [name for name in self.mounts if name or self.device_base == ""]
+        else:
+            hierarchies = [] if self.device_base is None else [self.device_base]
+        self.count += 1
+        for hierarchy in hierarchies:
+            folder = os.path.join(self._folder(hierarchy, parent), self.prefix + b"%d" % self.count)
+            try:
+                os.makedirs(folder, 0o755)
+                groups.folders.append(folder)
+                if "cpuset" in hierarchy.split(","):
+                    _inherit_cpuset(folder)
+                if hierarchy == self.device_base and not privileged:
+                    self._restrict(folder, hierarchy)
+                    groups.devices = True
+            except OSError as error:
+                if parent:
+                    groups.notices.append(f"control group {os.fsdecode(folder)} can't be used: {error.strerror}")
+        return groups
+
+    def _restrict(self, folder: bytes, hierarchy: str) -> None:
+        if not hierarchy:
+            restrict_devices_v2(folder)
+            return
+        for name, rules in ((b"/devices.deny", ("a",)), (b"/devices.allow", DEVICE_RULES)):
+            with open(folder + name, "wb", buffering=0) as text:
+                for rule in rules:
+                    text.write(rule.encode())
+
+    def remove(self, groups: StepGroups) -> None:
+        """Remove a step's groups, and those of earlier steps that were still busy then."""
+        self.abandoned.append(groups)
+        self.abandoned = [one for one in self.abandoned if not one.remove()]
+
+
+def _inherit_cpuset(folder: bytes) -> None:
+    """A new version 1 cpuset is empty and takes no process (cgroup-v1/cpusets.rst): give it its parent's."""
+    for name in (b"cpuset.cpus", b"cpuset.mems"):
+        with open(os.path.join(os.path.dirname(folder), name), "rb") as text:
+            value = text.read()
+        with open(os.path.join(folder, name), "wb", buffering=0) as text:
+            text.write(value)
+
+
 # --- messages --------------------------------------------------------------------------------------------------------
 
 
@@ -1228,7 +1420,8 @@ class Launcher:
 
     def __init__(self, control: _socket.socket) -> None:
         self.control = control
-        self.steps: dict[int, _socket.socket] = {}
+        self.steps: dict[int, tuple[_socket.socket, StepGroups]] = {}
+        self.groups = ControlGroups()
         self.poll = select.poll()
 
     def serve(self) -> None:
@@ -1252,6 +1445,14 @@ class Launcher:
                     os.kill(by_channel.pop(fd), _signal.SIGKILL)
             self.reap(by_channel)
 
+    def stop(self) -> None:
+        """Kill every step and remove its control groups."""
+        for process in self.steps:
+            os.kill(process, _signal.SIGKILL)
+        for process, (_, groups) in self.steps.items():
+            os.waitpid(process, 0)
+            self.groups.remove(groups)
+
     def start_step(self, by_channel: dict[int, int]) -> bool:
         data, descriptors = receive(self.control, 16)
         if not data:
@@ -1263,17 +1464,19 @@ class Launcher:
         flags = CLONE_NEWNS | CLONE_NEWPID | CLONE_NEWIPC | CLONE_NEWUTS
         if request["new_network"]:
             flags |= CLONE_NEWNET
+        groups = self.groups.make(parent=request["control_group_parent"], privileged=request["privileged"])
         try:
             process = clone(flags)
         except OSError as error:
+            self.groups.remove(groups)
             send(channel, ("failed", "setup", error.errno or 0, f"can't make namespaces: {error.strerror}"), ())
             process = -1
         if process == 0:
-            run_step(request, channel, (out, err))
+            run_step(request, channel, (out, err), groups=groups)
         for fd in (memory, out, err):
             os.close(fd)
         if process > 0:
-            self.steps[process] = channel
+            self.steps[process] = (channel, groups)
             by_channel[channel_fd] = process
             self.poll.register(channel_fd, select.POLLIN)
         else:
@@ -1289,9 +1492,11 @@ class Launcher:
                 return
             if process == 0:
                 return
-            channel = self.steps.pop(process, None)
-            if channel is None:
+            known = self.steps.pop(process, None)
+            if known is None:
                 continue
+            channel, groups = known
+            self.groups.remove(groups)
             if by_channel.pop(channel.fileno(), None) is not None:
                 self.poll.unregister(channel)
             send(channel, ("exit", status), ())
@@ -1313,9 +1518,11 @@ def main() -> None:
     if process == 0:
         prctl(PR_SET_PDEATHSIG, _signal.SIGKILL)
         mount(b"none", b"/", flags=MS_REC | MS_SLAVE)
-        probe_mount_calls()
-        send(control, ("started", MountCalls.modern), ())
-        Launcher(control).serve()
+        examine()
+        launcher = Launcher(control)
+        send(control, ("started", Machine.modern_mounts), ())
+        launcher.serve()
+        launcher.stop()
         os._exit(0)
     control.close()
     os.waitpid(process, 0)
