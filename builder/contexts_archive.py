@@ -6,18 +6,15 @@ Not for layers (no whiteouts, no owners) nor for ``ADD``.
 
 from __future__ import annotations
 
-import bz2
 import contextlib
-import gzip
-import lzma
 import os
 import stat
 import tarfile
-import zlib
 from dataclasses import dataclass
 from typing import BinaryIO, Final, Protocol, cast
 
 from pybuild.errors import PybuildError
+from pybuild.layers.compression import CorruptStream, StreamTooLarge, decompressed
 
 HEADER_BYTES: Final = 1024
 _BLOCK: Final = 512
@@ -84,54 +81,18 @@ def unpack_archive(
     limit_bytes: int = DEFAULT_LIMIT_BYTES,
     limit_entries: int = DEFAULT_LIMIT_ENTRIES,
 ) -> UnpackedArchive:
-    """Unpack the tar in ``stream`` (which stays open) below ``directory``, an empty directory. Raises BadContextArchive."""
-    with contextlib.ExitStack() as stack:
-        plain = _decompressed(stream, stack)
-        try:
-            archive = stack.enter_context(
-                tarfile.open(fileobj=cast(BinaryIO, plain), mode="r|", errorlevel=1, errors="surrogateescape")
-            )
-            return _Unpacker(directory, limit_bytes=limit_bytes, limit_entries=limit_entries).run(archive)
-        except (tarfile.TarError, EOFError, lzma.LZMAError, zlib.error, UnicodeError, ValueError) as error:
-            raise BadContextArchive(str(error) or "it ends too early") from None
-        except OSError as error:
-            # bz2, gzip and zstd raise plain OSErrors for damaged data; those have no error number.
-            problem = (error.strerror or str(error)).lower()
-            raise BadContextArchive(problem) from None
-
-
-def _decompressed(stream: ByteReader, stack: contextlib.ExitStack) -> ByteReader:
-    header = read_up_to(stream, len(_XZ))
-    joined = cast(BinaryIO, Joined(header, stream))
-    if header.startswith(_GZIP):
-        return stack.enter_context(gzip.GzipFile(fileobj=joined))
-    if header.startswith(_BZIP2):
-        return stack.enter_context(bz2.BZ2File(joined))
-    if header.startswith(_XZ):
-        return stack.enter_context(lzma.LZMAFile(joined))
-    if header.startswith(_ZSTD):
-        import zstandard
-
-        reader = zstandard.ZstdDecompressor(max_window_size=1 << 27).stream_reader(
-            joined, read_across_frames=True, closefd=False
-        )
-        return _ZstandardReader(stack.enter_context(reader))
-    return joined
-
-
-class _ZstandardReader:
-    """Turns zstandard's errors into OSError, which the caller knows how to report."""
-
-    def __init__(self, reader: ByteReader) -> None:
-        self._reader = reader
-
-    def read(self, size: int = -1, /) -> bytes:
-        import zstandard
-
-        try:
-            return self._reader.read(size)
-        except zstandard.ZstdError as error:
-            raise OSError(str(error)) from None
+    """Unpack the tar in ``stream`` (which stays open) below ``directory``, an empty directory. ``limit_bytes`` counts what the
+    decompressor gives. Raises BadContextArchive."""
+    try:
+        with (
+            decompressed(cast(BinaryIO, stream), limit_bytes=limit_bytes) as plain,
+            tarfile.open(fileobj=plain, mode="r|", errors="surrogateescape") as archive,
+        ):
+            return _Unpacker(directory, limit_entries=limit_entries).run(archive)
+    except (CorruptStream, StreamTooLarge, tarfile.TarError, EOFError, ValueError) as error:
+        raise BadContextArchive(str(error)) from None
+    except OSError as error:
+        raise BadContextArchive((error.strerror or str(error)).lower()) from None
 
 
 class Joined:
@@ -163,9 +124,8 @@ def read_up_to(stream: ByteReader, size: int) -> bytes:
 
 
 class _Unpacker:
-    def __init__(self, directory: str, *, limit_bytes: int, limit_entries: int) -> None:
+    def __init__(self, directory: str, *, limit_entries: int) -> None:
         self._root = directory
-        self._limit_bytes = limit_bytes
         self._limit_entries = limit_entries
         self._real: set[str] = {""}
         self._directory_times: dict[str, tuple[int, int]] = {}
@@ -174,15 +134,14 @@ class _Unpacker:
     def run(self, archive: tarfile.TarFile) -> UnpackedArchive:
         entries = 0
         newest: float | None = None
-        for member in archive:
+        while (member := archive.next()) is not None:
+            vars(archive)["members"].clear()  # or it would keep all it has seen
             entries += 1
             if entries > self._limit_entries:
                 raise BadContextArchive(f"it has more than {self._limit_entries} entries")
             if member.isreg() and (newest is None or member.mtime > newest):
                 newest = float(member.mtime)
             self._unpack(archive, member)
-            # tarfile keeps every member it has seen; a context may have millions.
-            vars(archive)["members"] = []
         # Children change their directory's time, so these come last; modes too, or a read-only one couldn't be filled.
         for path, (mode, mtime) in sorted(self._directory_times.items(), reverse=True):
             host = self._host(path)
@@ -264,8 +223,6 @@ class _Unpacker:
 
     def _file(self, archive: tarfile.TarFile, member: tarfile.TarInfo, host: str, mode: int) -> None:
         self._size += member.size
-        if self._size > self._limit_bytes:
-            raise BadContextArchive(f"its files have more than {self._limit_bytes} bytes")
         source = archive.extractfile(member)
         if source is None:
             raise BadContextArchive(f"{member.name!r} has no content")
