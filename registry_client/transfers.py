@@ -1,0 +1,97 @@
+"""What a transfer tells while it runs, and how several run at a time. Nothing here prints or talks to a registry."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from dataclasses import dataclass
+from enum import Enum
+from typing import TypeVar
+
+from pybuild.errors import Cancelled
+from pybuild.layers.digest import Digest
+
+T = TypeVar("T")
+
+
+class TransferState(Enum):
+    """Where a blob or manifest is on its way."""
+
+    WAITING = "waiting"
+    EXISTS = "already there"
+    MOUNTED = "mounted"
+    SKIPPED = "skipped"
+    RUNNING = "running"
+    DONE = "done"
+
+
+@dataclass(frozen=True, slots=True)
+class Transfer:
+    """One blob's or manifest's progress. ``kind``: ``layer``, ``config``, ``manifest`` or ``index``; bytes in ``current`` and ``total``."""
+
+    digest: Digest
+    kind: str
+    state: TransferState
+    current: int
+    total: int
+
+
+OnTransfer = Callable[[Transfer], None]
+"""Gets every step of every transfer, from any thread; must not block for long and never raises."""
+
+
+def silent(transfer: Transfer) -> None:
+    """An OnTransfer that drops everything."""
+
+
+class Stop:
+    """Ends transfers early: because the caller asked (``cancel``), or because another of the same run failed."""
+
+    def __init__(self, cancel: threading.Event | None = None) -> None:
+        self._cancel = cancel
+        self._failed = threading.Event()
+
+    def fail(self) -> None:
+        """Something failed: the others need not go on."""
+        self._failed.set()
+
+    def check(self) -> None:
+        """Raise Cancelled if there is no point in going on."""
+        if self._failed.is_set() or (self._cancel is not None and self._cancel.is_set()):
+            raise Cancelled
+
+    @property
+    def cancelled(self) -> bool:
+        return self._cancel is not None and self._cancel.is_set()
+
+
+def run_all(tasks: Sequence[Callable[[], T]], *, parallel: int, stop: Stop) -> list[T]:
+    """Run ``tasks``, at most ``parallel`` at a time, and return their results in order.
+
+    After the first failure the others are told to stop; when all have ended that failure is raised.
+    """
+    if len(tasks) <= 1 or parallel <= 1:
+        return [task() for task in tasks]
+    first: list[BaseException] = []
+
+    def guarded(task: Callable[[], T]) -> T:
+        try:
+            stop.check()
+            return task()
+        except BaseException as error:
+            # The list's first entry is the cause: what follows is others being stopped.
+            first.append(error)
+            stop.fail()
+            raise
+
+    with ThreadPoolExecutor(min(parallel, len(tasks)), thread_name_prefix="transfer") as pool:
+        futures = [pool.submit(guarded, task) for task in tasks]
+        try:
+            wait(futures, return_when=FIRST_EXCEPTION)
+        except BaseException:
+            stop.fail()
+            raise
+    if first:
+        raise first[0]
+    return [future.result() for future in futures]
