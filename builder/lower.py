@@ -1,0 +1,300 @@
+"""Lowering: from a parsed Dockerfile and the client's options to the graph of what must be done, with the image's configuration and
+history.
+
+Owns the order of the work: arguments, stages, what is needed, one step of I/O (references resolved in parallel), and then the pure
+lowering of each needed stage. Runs nothing, pulls nothing, reads no environment. The same input gives the same graph.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Final
+
+from pybuild.errors import PybuildError
+from pybuild.layers.descriptor import Platform
+from pybuild.layers.image import History, ImageConfig
+from pybuild.parser.ast import Instruction
+from pybuild.parser.dockerfile import Dockerfile
+from pybuild.parser.errors import DockerfileError
+from pybuild.parser.expand import expand
+
+from .arguments import EPOCH_ARGUMENT, global_arguments, proxy_environment, unused_build_arguments
+from .findings import Findings
+from .git_reference import GitReference
+from .graph import Network, Vertex
+from .image_config import set_labels, with_platform
+from .lower_instructions import InstructionLowering, makes_vertex
+from .named_context import MAIN_CONTEXT, NamedContext
+from .onbuild import parse_triggers
+from .platforms import platform_arguments
+from .progress import BuildWarning, Progress, Silent
+from .protocols import ImageSource, RemoteSources, ResolvedImage
+from .resolve_images import CommitResolver, GitRequest, ImageRequest, ImageResolver
+from .sbom_stages import NO_SCAN, ScanRequest, scan_request
+from .source_date_epoch import EpochSource, resolve_epoch
+from .stage_roots import Scope, begin, image_request
+from .stage_state import StageState, StepSettings
+from .stages import StageNode, StagePlan, onbuild_triggers
+
+_NONE: Final[Mapping[str, str]] = MappingProxyType({})
+_DEFAULT_HOSTNAME: Final = "buildkitsandbox"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LowerOptions:
+    """What a client asks for, besides the Dockerfile.
+
+    ``platform``: what is built; ``implicit_platform``: the client didn't name it; ``build_platform``: this machine's; None takes
+    ``platform``. ``several_platforms``: titles carry the platform. ``image_resolver`` and ``remote_sources`` do the I/O, several calls
+    at once from different threads. ``contexts``: by ``context_key``; ``main_context``: what COPY without ``--from`` reads.
+    ``source_date_epoch``: seconds, from outside the build arguments (which win). ``nonce`` makes the text that keeps a ``--no-cache``
+    step from being found; it is called once per lowering. ``shm_size`` in bytes; ``ulimits``: (name, soft, hard).
+    """
+
+    image_resolver: ImageSource
+    platform: Platform
+    build_platform: Platform | None = None
+    implicit_platform: bool = True
+    several_platforms: bool = False
+    target: str | None = None
+    build_args: Mapping[str, str] = _NONE
+    labels: Mapping[str, str] = _NONE
+    contexts: Mapping[str, NamedContext] = field(default_factory=dict)
+    main_context: NamedContext = MAIN_CONTEXT
+    remote_sources: RemoteSources | None = None
+    epoch_source: EpochSource | None = None
+    source_date_epoch: int | None = None
+    pull: bool = False
+    no_cache: bool = False
+    no_cache_stages: frozenset[str] = frozenset()
+    nonce: Callable[[], str] = lambda: "no-cache"
+    network: Network = Network.DEFAULT
+    hostname: str = ""
+    extra_hosts: tuple[tuple[str, str], ...] = ()
+    shm_size: int = 0
+    ulimits: tuple[tuple[str, int, int], ...] = ()
+    cgroup_parent: str = ""
+    cache_mount_namespace: str = ""
+    proxies: Mapping[str, str] = _NONE
+    progress: Progress = field(default_factory=Silent)
+    clock: Callable[[], float] = lambda: 0.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoweredImage:
+    """A Dockerfile's target as a graph.
+
+    ``config`` has neither layers, history nor time: the exporter adds them. ``history``: the base's entries, then one per
+    instruction; those that are not ``empty_layer`` stand for the layers, one each, in order; new ones have no ``created``. ``base``: the
+    image that the target's stage chain begins with. ``images``: everything resolved, for pulling and provenance.
+    ``stage_names``: all stages of the file. ``used_args``: build arguments that were given and asked for.
+    """
+
+    vertex: Vertex
+    config: ImageConfig
+    history: tuple[History, ...]
+    platform: Platform
+    base: ResolvedImage | None = None
+    images: tuple[ResolvedImage, ...] = ()
+    warnings: tuple[BuildWarning, ...] = ()
+    unused_build_args: tuple[str, ...] = ()
+    used_args: Mapping[str, str] = _NONE
+    stage_names: tuple[str, ...] = ()
+    target: str = ""
+    source_date_epoch: int | None = None
+    scan: ScanRequest = NO_SCAN
+
+
+def lower(dockerfile: Dockerfile, options: LowerOptions) -> LoweredImage:
+    """Lower ``dockerfile``. Raises DockerfileError, with the place, for what is wrong with it or can't be resolved."""
+    try:
+        return _Lowering(dockerfile, options).run()
+    except DockerfileError as error:
+        if error.text is not None:
+            raise
+        raise error.at(filename=dockerfile.filename, text=dockerfile.text) from error.__cause__
+
+
+class _Lowering:
+    def __init__(self, dockerfile: Dockerfile, options: LowerOptions) -> None:
+        self._dockerfile = dockerfile
+        self._options = options
+        self._build_platform = options.build_platform or options.platform
+        self._stages = dockerfile.stages
+        if not self._stages:
+            raise DockerfileError("dockerfile contains no stages to build", hint="begin with FROM")
+        target = options.target or self._stages[-1].name or ""
+        predefined = platform_arguments(options.platform, self._build_platform, stage=target)
+        self._predefined = frozenset(predefined)
+        self._given = dict(options.build_args)
+        self._globals = global_arguments(dockerfile.global_args, predefined=predefined, given=self._given)
+        self._epoch = self._resolve_epoch()
+        self._plan = StagePlan(
+            self._stages, arguments=self._globals, contexts=options.contexts, target=options.platform
+        )
+        self._images = ImageResolver(
+            options.image_resolver,
+            pull=options.pull,
+            stage_names=[node.name for node in self._plan.stages],
+            progress=options.progress,
+            clock=options.clock,
+        )
+        self._commits = CommitResolver(options.remote_sources)
+
+    def run(self) -> LoweredImage:
+        target = self._plan.find_target(self._options.target)
+        needed = self._resolve(target)
+        while True:
+            findings = Findings()
+            states = self._lower_stages(needed, findings)
+            if not self._commits.resolve():
+                return self._result(target, states, findings)
+
+    def _resolve_epoch(self) -> int | None:
+        value = self._given.get(EPOCH_ARGUMENT)
+        if value is None:
+            value = self._globals.get(EPOCH_ARGUMENT, "")
+        epoch = resolve_epoch(
+            value,
+            stages=self._stages,
+            main_context=self._options.main_context,
+            contexts=self._options.contexts,
+            arguments=self._globals,
+            given=self._given,
+            source=self._options.epoch_source,
+        )
+        for values in (self._given, self._globals):
+            if EPOCH_ARGUMENT in values:
+                del values[EPOCH_ARGUMENT]
+                if epoch is not None:
+                    values[EPOCH_ARGUMENT] = str(epoch)
+        if value or EPOCH_ARGUMENT in self._options.build_args:
+            return epoch
+        return self._options.source_date_epoch
+
+    def _resolve(self, target: StageNode) -> list[StageNode]:
+        """Resolve what ``target`` needs; ONBUILD triggers may add more, which is resolved in turn."""
+        while True:
+            needed = self._plan.reachable(target)
+            requests = [request for node in needed if (request := self._request(node)) is not None]
+            self._images.resolve(requests)
+            added = False
+            for node in needed:
+                if node.stage is None or node.replaced or node.triggers_added:
+                    continue
+                node.triggers_added = True
+                triggers = self._triggers(node)
+                if triggers and self._plan.add_triggers(node, triggers):
+                    added = True
+            if not added:
+                return self._plan.reachable(target)
+
+    def _request(self, node: StageNode) -> ImageRequest | None:
+        platform = node.platform or self._options.platform
+        try:
+            return image_request(node, platform, several_platforms=self._options.several_platforms)
+        except PybuildError as error:
+            raise DockerfileError(
+                f'failed to parse stage name "{node.base_name}": {error}', span=node.span, hint=error.hint
+            ) from error
+
+    def _triggers(self, node: StageNode) -> tuple[Instruction, ...]:
+        if node.base is not None:
+            return tuple(instruction.trigger for instruction in onbuild_triggers(node.base))
+        request = self._request(node)
+        if request is None:
+            return ()
+        image = self._images.answer(request.location, request.platform)
+        return parse_triggers(image.config.on_build, span=node.span)
+
+    def _lower_stages(self, needed: list[StageNode], findings: Findings) -> dict[StageNode, StageState]:
+        options = self._options
+        nonce = options.nonce() if options.no_cache or options.no_cache_stages else ""
+        scope = Scope(
+            platform=options.platform,
+            build_platform=self._build_platform,
+            implicit_platform=options.implicit_platform,
+            settings=self._settings(),
+            main_context=options.main_context,
+            findings=findings,
+            nonce_of=lambda node: lambda: nonce if self._ignores_cache(node) else "",
+            answer=self._images.answer,
+            commit_of=self._commit_of,
+        )
+        states: dict[StageNode, StageState] = {}
+        lowering = InstructionLowering(
+            scope, states=states, global_arguments=self._globals, build_arguments=self._given
+        )
+        for node in self._plan.nodes:
+            if node.stage is None and node in set(needed):
+                states[node] = begin(node, scope, states, label="", steps=0)
+        labelled = len(self._plan.nodes) > 1
+        for node in needed:
+            if node.stage is None:
+                continue
+            if node.span is not None:
+                findings.undeclared_in_from(self._unset_in_from(node), self._globals, node.span)
+            steps = int(node.is_root) + sum(makes_vertex(command.instruction) for command in node.commands)
+            state = begin(node, scope, states, label=node.name if labelled else "", steps=0 if node.replaced else steps)
+            if not node.replaced:
+                lowering.stage(state, node.commands)
+            states[node] = state
+        return states
+
+    def _unset_in_from(self, node: StageNode) -> tuple[str, ...]:
+        assert node.stage is not None  # callers pass stages only
+        words = (node.stage.from_.image, node.stage.from_.platform)
+        return tuple(name for word in words if word is not None for name in expand(word, self._globals).unset)
+
+    def _settings(self) -> StepSettings:
+        options = self._options
+        return StepSettings(
+            network=options.network,
+            hostname=self._given.get("BUILDKIT_SANDBOX_HOSTNAME") or options.hostname or _DEFAULT_HOSTNAME,
+            extra_hosts=options.extra_hosts,
+            shm_size=options.shm_size,
+            ulimits=options.ulimits,
+            cgroup_parent=options.cgroup_parent,
+            cache_namespace=self._given.get("BUILDKIT_CACHE_MOUNT_NS") or options.cache_mount_namespace,
+            proxies=proxy_environment(options.proxies, self._given),
+            several_platforms=options.several_platforms,
+            escape=self._dockerfile.escape,
+        )
+
+    def _ignores_cache(self, node: StageNode) -> bool:
+        if self._options.no_cache:
+            return True
+        return any(name.lower() == node.name for name in self._options.no_cache_stages)
+
+    def _commit_of(self, reference: GitReference) -> str:
+        return reference.fixed_commit or self._commits.commit(GitRequest(reference.remote, reference.ref))
+
+    def _result(self, target: StageNode, states: Mapping[StageNode, StageState], findings: Findings) -> LoweredImage:
+        state = states[target]
+        vertex = state.root()
+        config = set_labels(state.config, self._options.labels)
+        config = with_platform(config, self._options.platform, explicit=not self._options.implicit_platform)
+        declared = {name for each in states.values() for name, _ in each.arguments}
+        declared.update(argument.key.text for arg in self._dockerfile.global_args for argument in arg.args)
+        return LoweredImage(
+            vertex=vertex,
+            config=config,
+            history=tuple(state.history),
+            platform=config.platform,
+            base=state.base,
+            images=self._images.images,
+            warnings=findings.warnings,
+            unused_build_args=unused_build_arguments(
+                self._options.build_args,
+                globals_=self._dockerfile.global_args,
+                stages=self._stages,
+                predefined=self._predefined,
+            ),
+            used_args={name: value for name, value in self._options.build_args.items() if name in declared},
+            stage_names=tuple(node.name for node in self._plan.stages),
+            target=target.name,
+            source_date_epoch=self._epoch,
+            scan=scan_request(target, states, self._globals, self._given),
+        )
