@@ -537,7 +537,7 @@ def _codec_errors(kind: str) -> tuple[type[BaseException], ...]:
         case "gzip":
             from isal import igzip_lib
 
-            igzip_error: type[BaseException] = igzip_lib.error
+            igzip_error: Any = igzip_lib.error  # a class, which its stub takes for an instance
             return (igzip_error, EOFError, ValueError)
         case "bzip2":
             return (OSError, EOFError, ValueError)
