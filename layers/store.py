@@ -17,13 +17,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cached_property
 from pathlib import Path
 from types import TracebackType
 
 from pybuild.errors import PybuildError
 
+from .active import ActiveDirectories
 from .blobs import BlobStore, raise_if_full
 from .builds import Builds
 from .cache_index import CacheIndex
@@ -37,7 +38,7 @@ from .stat_index import StatIndex
 
 FORMAT = 1
 _DIRECTORIES = ("blobs", "ingest", "layers", "active", "cache-mounts", "locks")
-_PARTIAL_DAYS = 7
+PARTIAL_SECONDS = 7 * 86400.0
 
 
 class StoreUnusable(PybuildError):
@@ -55,8 +56,11 @@ class StoreUnusable(PybuildError):
 class Store:
     """An open store; a context manager that closes its database. ``root`` is made if it is missing."""
 
-    def __init__(self, root: Path, *, clock: Callable[[], float]) -> None:
-        """``clock``: seconds since the epoch. Raises StoreUnusable, StoreTooNew."""
+    def __init__(
+        self, root: Path, *, clock: Callable[[], float], remove_tree: Callable[[Path], None] | None = None
+    ) -> None:
+        """``clock``: seconds since the epoch; ``remove_tree``: how a directory of the store is removed, by default with this process's own
+        rights. Raises StoreUnusable, StoreTooNew."""
         self.root = root
         self.clock = clock
         self.locks = root / "locks"
@@ -64,7 +68,8 @@ class Store:
         self.database = Database(root / "pybuild.db", lock=self.locks / "database")
         self.blobs = BlobStore(root, clock=clock)
         self.leases = Leases(self.locks, clock=clock)
-        self.blobs.sweep(partial_older_than=clock() - _PARTIAL_DAYS * 86400)
+        self.active = ActiveDirectories(root / "active", leases=self.leases, remove_tree=remove_tree or _remove_tree)
+        self.sweep()
 
     @cached_property
     def layers(self) -> LayerIndex:
@@ -115,6 +120,11 @@ class Store:
             finally:
                 if "cache" in self.__dict__:
                     self.cache.flush()
+
+    def sweep(self) -> None:
+        """Remove what dead processes left in ``ingest/`` and ``active/``."""
+        self.blobs.sweep(partial_older_than=self.clock() - PARTIAL_SECONDS)
+        self.active.sweep()
 
     def close(self) -> None:
         """Write what is pending and close the database; the store opens it again if it is used again."""
@@ -168,3 +178,23 @@ class Store:
         except OSError as error:
             raise_if_full(error, self.root)
             raise StoreUnusable(self.root, reason=os.strerror(error.errno or 0)) from error
+
+
+def _remove_tree(path: Path) -> None:
+    """Remove a tree, directories without permissions too. In an ordinary user's store it can fail on files of subordinate users."""
+    import shutil
+
+    def unlock(function: object, name: str, error: object) -> None:
+        for directory in (os.path.dirname(name), name):
+            if os.path.isdir(directory) and not os.path.islink(directory):
+                with suppress(OSError):
+                    os.chmod(directory, 0o700)
+        if os.path.isdir(name) and not os.path.islink(name):
+            shutil.rmtree(name, ignore_errors=True)
+        else:
+            with suppress(OSError):
+                os.unlink(name)
+
+    shutil.rmtree(path, onerror=unlock)
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)

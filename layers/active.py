@@ -1,0 +1,75 @@
+"""Directories below ``active/``: layers being made, scratch space, and trees on their way out.
+
+Owns their names and their owners' locks. Knows nothing of what they hold.
+
+    active/<id>/lock     locked by whoever uses the directory; unlocked means that its owner is dead
+    active/<id>/…        whatever the owner puts there
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from .leases import Leases
+from .locks import try_lock_file, try_own
+
+_LOCK = "lock"
+_SERIAL = itertools.count()
+
+
+class ActiveDirectories:
+    """The directories below ``root``; ``remove_tree`` removes one with all that it holds."""
+
+    def __init__(self, root: Path, *, leases: Leases, remove_tree: Callable[[Path], None]) -> None:
+        self._root = root
+        self._leases = leases
+        self._remove_tree = remove_tree
+
+    @contextmanager
+    def make(self) -> Iterator[Path]:
+        """A new directory (0700) with nothing in it but its lock, removed with what it then holds when the context ends."""
+        path, descriptor = self._make()
+        try:
+            yield path
+        finally:
+            try:
+                self._remove_tree(path)
+            finally:
+                os.close(descriptor)
+
+    def _make(self) -> tuple[Path, int]:
+        with self._leases.shared():  # no sweep between the directory and its lock
+            while True:
+                path = self._root / f"{os.getpid()}-{next(_SERIAL)}"
+                try:
+                    path.mkdir(mode=0o700)
+                except FileExistsError:
+                    continue
+                descriptor = os.open(path / _LOCK, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+                try_own(descriptor)
+                return path, descriptor
+
+    def sweep(self) -> int:
+        """Remove the directories of dead processes. Returns their number."""
+        names = os.listdir(self._root)
+        if not names:
+            return 0
+        dead: list[Path] = []
+        removed = 0
+        with self._leases.exclusive():
+            for name in names:
+                path = self._root / name
+                with suppress(FileNotFoundError, NotADirectoryError), try_lock_file(path / _LOCK) as free:
+                    if free:
+                        # Out of the way of names that are in use, and still found by the next sweep if this one dies.
+                        target = self._root / f"dead-{os.getpid()}-{next(_SERIAL)}"
+                        path.rename(target)
+                        dead.append(target)
+        for path in dead:
+            self._remove_tree(path)
+            removed += 1
+        return removed
