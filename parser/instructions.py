@@ -1,0 +1,473 @@
+"""Makes typed instructions from parsed tokens, and checks all that can be checked before variables are expanded.
+
+Owns the meaning of each grammar rule. Never reads lines and never decides what is an instruction.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from . import ast
+from .expand import ExpansionError, expand_text
+from .flags import Flags, check_device, flag_name, flag_value, read_flags
+from .go_text import SPACE, parse_duration, parse_signed, quote
+from .lalr import Node, UnexpectedToken, parse
+from .mounts import MountError, check_from, check_key, check_known, csv_spans, split_option
+from .source import LogicalLine
+from .tokens import Token, TokenError
+from .values import ValueProblem, check_chmod, check_signal, check_stage_name, parse_port, variable_free
+from .wording import wrong_arguments
+
+_ONBUILD = re.compile(r"^\s*ONBUILD\s*", re.IGNORECASE)
+
+
+class InstructionBuilder:
+    """Builds the instruction of one logical line. ``heredocs``: their parsed form, in the order of the HEREDOC tokens, with
+    the bodies as written; ``end``: where the instruction ends in the source, bodies included."""
+
+    def __init__(
+        self, line: LogicalLine, *, escape: str, heredocs: Sequence[tuple[ast.Heredoc, str]], end: ast.Position,
+        comments: tuple[str, ...],
+    ) -> None:  # fmt: skip
+        self._line = line
+        self._escape = escape
+        self._bodies = heredocs
+        self._end = end
+        self._comments = comments
+        self._next_heredoc = 0
+
+    def build(self, tokens: Sequence[Token]) -> ast.Instruction:
+        """Raises ``TokenError``."""
+        try:
+            tree = parse(tokens)
+        except UnexpectedToken as error:
+            raise wrong_arguments(tokens, error) from None
+        return self._instruction(tree)
+
+    def _instruction(self, node: Node) -> ast.Instruction:
+        keyword = node.children[0]
+        assert isinstance(keyword, Token)
+        flag_tokens: list[Token] = []
+        rest: list[Node | Token] = []
+        for child in node.children[1:]:
+            if type(child) is Token and child.type == "FLAG":
+                flag_tokens.append(child)
+            else:
+                rest.append(child)
+        line = self._line
+        start = line.position(keyword.start)
+        common = {
+            "span": ast.Span(start, self._end),
+            "keyword": keyword.text,
+            "text": line.text[keyword.start :].strip(SPACE),
+            "source": line.source.text[start.offset : self._end.offset],
+            "comments": self._comments,
+            "flags": tuple(
+                ast.Flag(flag_name(token), flag_value(token), line.span(token.start, token.end))
+                for token in flag_tokens
+            ),
+        }
+        return _BUILDERS[node.rule](self, rest, flag_tokens, common)
+
+    # Pieces
+
+    def word(self, token: Token) -> ast.Word:
+        return ast.Word(token.text, self._line.span(token.start, token.end), self._escape)
+
+    def flag_word(self, token: Token | None) -> ast.Word | None:
+        """The value of a flag as a word; its span is the value's where the flag is written without quotes and escapes."""
+        if token is None:
+            return None
+        value = flag_value(token) or ""
+        return ast.Word(value, self._value_span(token, len(token.text) - len(value), len(token.text)), self._escape)
+
+    def _value_span(self, token: Token, start: int, end: int) -> ast.Span:
+        if token.end - token.start == len(token.text):
+            return self._line.span(token.start + start, token.start + end)
+        return self._line.span(token.start, token.end)
+
+    def _heredoc(self) -> ast.Heredoc:
+        heredoc, _ = self._bodies[self._next_heredoc]
+        self._next_heredoc += 1
+        return heredoc
+
+    def command(self, nodes: Sequence[Node | Token]) -> ast.Command:
+        """Of ``array``, ``text``, or nothing (an empty command line)."""
+        if not nodes:
+            return ast.ShellForm("")
+        node = nodes[0]
+        assert isinstance(node, Node)
+        if node.rule == "array":
+            return ast.ExecForm(_strings(node.children))
+        text, *heredocs = node.children
+        assert isinstance(text, Token)
+        return ast.ShellForm(text.text, tuple(self._heredoc() for _ in heredocs))
+
+    def pairs(self, nodes: Sequence[Node | Token]) -> tuple[tuple[ast.KeyValue, ...], bool]:
+        """Of ``pair`` and ``legacy`` nodes: the pairs, and whether they are in the legacy form."""
+        pairs = []
+        legacy = False
+        for node in nodes:
+            assert isinstance(node, Node)
+            key, value = node.children[0], node.children[-1]
+            assert isinstance(key, Token)
+            assert isinstance(value, Token)
+            legacy = legacy or node.rule == "legacy"
+            pairs.append(ast.KeyValue(self.word(key), self.word(value), self._line.span(key.start, value.end)))
+        return tuple(pairs), legacy
+
+    def transfer(self, nodes: Sequence[Node | Token]) -> tuple[tuple[ast.Word | ast.Heredoc, ...], ast.Word]:
+        """Of COPY's and ADD's ``source`` and ``destination`` nodes."""
+        sources: list[ast.Word | ast.Heredoc] = []
+        *operands, last = (node for node in nodes if isinstance(node, Node))
+        for node in operands:
+            token = node.children[0]
+            assert isinstance(token, Token)
+            sources.append(self._heredoc() if token.type == "HEREDOC" else self.word(token))
+        destination = last.children[0]
+        assert isinstance(destination, Token)
+        return tuple(sources), self.word(destination)
+
+    def mount(self, token: Token) -> ast.Mount:
+        """Of ``--mount``: typed, and checked as far as no variable hides a value."""
+        value = flag_value(token) or ""
+        offset = len(token.text) - len(value)
+        span = self._line.span(token.start, token.end)
+        try:
+            fields = csv_spans(value)
+        except ValueError as error:
+            raise _fault(str(error), token) from None
+        type_word: ast.Word | None = None
+        options: list[tuple[str, ast.Word | None]] = []
+        known: list[tuple[str, str | None]] = []
+        places: dict[str, tuple[int, int]] = {}
+        for field, start, end in fields:
+            key, text = split_option(field)
+            places.setdefault(key, (start, end))
+            try:
+                check_key(field)
+                if text is not None and key == "from":
+                    check_from(text)
+            except MountError as error:
+                raise self._mount_fault(error, token, offset, (start, end)) from None
+            word = None
+            if text is not None:
+                word = ast.Word(text, self._value_span(token, offset + end - len(text), offset + end), self._escape)
+            if key == "type" and word is not None:
+                type_word = word
+                continue
+            options.append((key, word))
+            if text is None or variable_free(text, escape=self._escape):
+                known.append((key, text))
+        type_word = type_word or ast.Word("bind", span, self._escape)
+        plain = variable_free(type_word.text, escape=self._escape)
+        try:
+            check_known(type_word.text if plain else None, known)
+            if plain and type_word.text.lower() == "secret" and not {"id", "source", "target"} & places.keys():
+                raise MountError(
+                    "invalid secret mount. one of source, target required", hint="Name the secret with id=NAME"
+                )
+        except MountError as error:
+            raise self._mount_fault(error, token, offset, places.get(error.key or "")) from None
+        return ast.Mount(type_word, tuple(options), span)
+
+    def _mount_fault(self, error: MountError, token: Token, offset: int, place: tuple[int, int] | None) -> TokenError:
+        start, end = token.start, token.end
+        if place is not None and end - start == len(token.text):
+            start, end = start + offset + place[0], start + offset + place[1]
+        return TokenError(error.message, start, end, instruction=True, hint=error.hint)
+
+    def checked(self, token: Token | None, check: Callable[[str], object]) -> None:
+        """Apply a check of values.py to a flag's value or a word, unless a variable stands in it."""
+        if token is None:
+            return
+        value = (flag_value(token) or "") if token.type == "FLAG" else token.text
+        if not value or not variable_free(value, escape=self._escape):
+            return
+        try:
+            check(value)
+        except ValueProblem as error:
+            raise TokenError(error.message, token.start, token.end, instruction=True, hint=error.hint) from None
+        except ValueError as error:
+            raise _fault(str(error), token) from None
+
+    def expression(self) -> str:
+        """What ONBUILD leaves in the image: the trigger's logical line and its here-documents as written."""
+        text = _ONBUILD.sub("", self._line.text)
+        return text + "".join(f"\n{body}{heredoc.name}" for heredoc, body in self._bodies)
+
+
+def _fault(message: str, token: Token, *, hint: str | None = None) -> TokenError:
+    return TokenError(message, token.start, token.end, instruction=True, hint=hint)
+
+
+def _strings(children: Sequence[Node | Token]) -> tuple[str, ...]:
+    return tuple(child.text for child in children if isinstance(child, Token) and child.type == "STRING")
+
+
+_Rest = Sequence[Node | Token]
+_Common = dict[str, Any]  # keyword arguments that all instructions share; their types differ
+
+
+def _from(builder: InstructionBuilder, rest: _Rest, flag_tokens: list[Token], common: _Common) -> ast.Instruction:
+    image = rest[0]
+    assert isinstance(image, Token)
+    name = keyword = None
+    if len(rest) > 1:
+        stage = rest[1]
+        assert isinstance(stage, Node)
+        as_token, name_token = stage.children
+        assert isinstance(as_token, Token)
+        assert isinstance(name_token, Token)
+        try:
+            check_stage_name(name_token.text)
+        except ValueProblem as error:
+            raise _fault(error.message, name_token, hint=error.hint) from None
+        name, keyword = name_token.text, as_token.text
+    flags = read_flags("FROM", flag_tokens)
+    platform = builder.flag_word(flags.token("platform"))
+    if platform is not None and not platform.text:
+        platform = None
+    return ast.From(**common, image=builder.word(image), platform=platform, stage_name=name, as_keyword=keyword)
+
+
+def _arg(builder: InstructionBuilder, rest: _Rest, flag_tokens: list[Token], common: _Common) -> ast.Instruction:
+    args = []
+    for node in rest:
+        assert isinstance(node, Node)
+        key, value = node.children[0], node.children[-1]
+        assert isinstance(key, Token)
+        assert isinstance(value, Token)
+        default = builder.word(value) if len(node.children) > 1 else None
+        args.append(ast.KeyValue(builder.word(key), default, builder._line.span(key.start, value.end)))
+    return ast.Arg(**common, args=tuple(args))
+
+
+def _env(builder: InstructionBuilder, rest: _Rest, flag_tokens: list[Token], common: _Common) -> ast.Instruction:
+    read_flags("ENV", flag_tokens)
+    pairs, legacy = builder.pairs(rest)
+    return ast.Env(**common, pairs=pairs, legacy=legacy)
+
+
+def _label(builder: InstructionBuilder, rest: _Rest, flag_tokens: list[Token], common: _Common) -> ast.Instruction:
+    read_flags("LABEL", flag_tokens)
+    pairs, legacy = builder.pairs(rest)
+    return ast.Label(**common, pairs=pairs, legacy=legacy)
+
+
+def _run(builder: InstructionBuilder, rest: _Rest, flag_tokens: list[Token], common: _Common) -> ast.Instruction:
+    flags = read_flags("RUN", flag_tokens)
+    command = builder.command(rest)
+    for token in flags.tokens("device"):
+        try:
+            check_device(flag_value(token) or "")
+        except ValueError as error:
+            raise _fault(str(error), token) from None
+    mounts = tuple(builder.mount(token) for token in flags.tokens("mount"))
+    network, security = flags.text("network", "default"), flags.text("security", "sandbox")
+    wanted = flags.token("network")
+    if wanted is not None and network not in ("default", "none", "host"):
+        raise _fault(f"invalid network mode {quote(network)}", wanted, hint="The modes are default, none and host")
+    wanted = flags.token("security")
+    if wanted is not None and security not in ("insecure", "sandbox"):
+        raise _fault(f"security {quote(security)} is not valid", wanted, hint="It is sandbox or insecure")
+    devices = tuple(flag_value(token) or "" for token in flags.tokens("device"))
+    return ast.Run(**common, command=command, mounts=mounts, network=network, security=security, devices=devices)
+
+
+def _check_transfer(builder: InstructionBuilder, flags: Flags) -> None:
+    builder.checked(flags.token("chmod"), check_chmod)
+
+
+def _copy(builder: InstructionBuilder, rest: _Rest, flag_tokens: list[Token], common: _Common) -> ast.Instruction:
+    flags = read_flags("COPY", flag_tokens)
+    _check_transfer(builder, flags)
+    sources, destination = builder.transfer(rest)
+    token = flags.token("from")
+    source = None
+    if token is not None:
+        source = flag_value(token) or None
+        _check_from_flag(source or "", token, builder._escape)
+    return ast.Copy(
+        **common,
+        sources=sources,
+        destination=destination,
+        from_=source,
+        chown=builder.flag_word(flags.token("chown")),
+        chmod=builder.flag_word(flags.token("chmod")),
+        link=flags.boolean("link") or False,
+        parents=flags.boolean("parents") or False,
+        exclude=tuple(word for t in flags.tokens("exclude") if (word := builder.flag_word(t)) is not None),
+    )
+
+
+def _check_from_flag(value: str, token: Token, escape: str) -> None:
+    try:
+        expanded = expand_text(value, {}, escape=escape).text
+    except ExpansionError as error:
+        raise _fault(error.message, token) from None
+    if expanded != value:
+        raise _fault(
+            "variable expansion is not supported for --from, define a new stage with FROM using ARG from global scope "
+            "as a workaround",
+            token,
+            hint="Declare the ARG before the first FROM, add `FROM ${VAR} AS source`, and write --from=source",
+        )
+
+
+def _add(builder: InstructionBuilder, rest: _Rest, flag_tokens: list[Token], common: _Common) -> ast.Instruction:
+    flags = read_flags("ADD", flag_tokens)
+    _check_transfer(builder, flags)
+    sources, destination = builder.transfer(rest)
+    checksum = flags.token("checksum")
+    words = [source for source in sources if isinstance(source, ast.Word)]
+    if checksum is not None and flag_value(checksum):
+        if len(words) != 1:
+            raise _fault(
+                "checksum can't be specified for multiple sources", checksum, hint="Use one ADD for each source"
+            )
+        if variable_free(words[0].text, escape=builder._escape) and not _may_be_remote(words[0].text):
+            raise _fault("checksum requires HTTP(S) or Git sources", checksum)
+    return ast.Add(
+        **common,
+        sources=sources,
+        destination=destination,
+        chown=builder.flag_word(flags.token("chown")),
+        chmod=builder.flag_word(flags.token("chmod")),
+        link=flags.boolean("link") or False,
+        exclude=tuple(word for t in flags.tokens("exclude") if (word := builder.flag_word(t)) is not None),
+        checksum=builder.flag_word(checksum),
+        keep_git_dir=flags.boolean("keep-git-dir"),
+        unpack=flags.boolean("unpack"),
+    )
+
+
+def _may_be_remote(source: str) -> bool:
+    return "://" in source or ".git" in source or source.startswith(("git@", "github.com/"))
+
+
+def _cmd(builder: InstructionBuilder, rest: _Rest, flag_tokens: list[Token], common: _Common) -> ast.Instruction:
+    read_flags("CMD", flag_tokens)
+    return ast.Cmd(**common, command=builder.command(rest))
+
+
+def _entrypoint(builder: InstructionBuilder, rest: _Rest, flag_tokens: list[Token], common: _Common) -> ast.Instruction:
+    read_flags("ENTRYPOINT", flag_tokens)
+    return ast.Entrypoint(**common, command=builder.command(rest))
+
+
+def _shell(builder: InstructionBuilder, rest: _Rest, flag_tokens: list[Token], common: _Common) -> ast.Instruction:
+    read_flags("SHELL", flag_tokens)
+    return ast.Shell(**common, args=_strings(rest))
+
+
+def _expose(builder: InstructionBuilder, rest: _Rest, flag_tokens: list[Token], common: _Common) -> ast.Instruction:
+    read_flags("EXPOSE", flag_tokens)
+    ports = [token for token in rest if isinstance(token, Token)]
+    for token in ports:
+        builder.checked(token, parse_port)
+    return ast.Expose(**common, ports=tuple(builder.word(token) for token in ports))
+
+
+def _volume(builder: InstructionBuilder, rest: _Rest, flag_tokens: list[Token], common: _Common) -> ast.Instruction:
+    read_flags("VOLUME", flag_tokens)
+    paths = []
+    for token in rest:
+        if isinstance(token, Token) and token.type in ("WORD", "STRING"):
+            path = token.text.strip(SPACE)
+            if not path:
+                raise _fault("VOLUME specified can not be an empty string", token)
+            paths.append(builder.word(token._replace(text=path)))
+    return ast.Volume(**common, paths=tuple(paths))
+
+
+def _text(rest: _Rest) -> Token:
+    token = rest[0]
+    assert isinstance(token, Token)
+    return token
+
+
+def _user(builder: InstructionBuilder, rest: _Rest, flag_tokens: list[Token], common: _Common) -> ast.Instruction:
+    read_flags("USER", flag_tokens)
+    return ast.User(**common, user=builder.word(_text(rest)))
+
+
+def _workdir(builder: InstructionBuilder, rest: _Rest, flag_tokens: list[Token], common: _Common) -> ast.Instruction:
+    read_flags("WORKDIR", flag_tokens)
+    return ast.Workdir(**common, path=builder.word(_text(rest)))
+
+
+def _stopsignal(builder: InstructionBuilder, rest: _Rest, flag_tokens: list[Token], common: _Common) -> ast.Instruction:
+    builder.checked(_text(rest), check_signal)
+    return ast.Stopsignal(**common, signal=builder.word(_text(rest)))
+
+
+def _maintainer(builder: InstructionBuilder, rest: _Rest, flag_tokens: list[Token], common: _Common) -> ast.Instruction:
+    read_flags("MAINTAINER", flag_tokens)
+    return ast.Maintainer(**common, author=_text(rest).text)
+
+
+def _healthcheck(
+    builder: InstructionBuilder, rest: _Rest, flag_tokens: list[Token], common: _Common
+) -> ast.Instruction:
+    probe = rest[0]
+    if isinstance(probe, Token):
+        # BuildKit doesn't read the flags of HEALTHCHECK NONE.
+        return ast.Healthcheck(**common, command=None)
+    flags = read_flags("HEALTHCHECK", flag_tokens)
+    _, *command = probe.children
+    first = command[0]
+    assert isinstance(first, Token)
+    return ast.Healthcheck(
+        **common,
+        command=ast.ShellForm(first.text) if first.type == "TEXT" else ast.ExecForm(_strings(command)),
+        interval_ns=_interval(flags, "interval"),
+        timeout_ns=_interval(flags, "timeout"),
+        start_period_ns=_interval(flags, "start-period"),
+        start_interval_ns=_interval(flags, "start-interval"),
+        retries=_retries(flags),
+    )
+
+
+def _interval(flags: Flags, name: str) -> int:
+    token = flags.token(name)
+    text = flags.text(name)
+    if token is None or not text:
+        return 0
+    try:
+        nanoseconds = parse_duration(text)
+    except ValueError as error:
+        raise _fault(str(error), token, hint="A duration is a number with a unit, as 500ms, 30s or 1m30s") from None
+    if nanoseconds != 0 and nanoseconds < 1_000_000:
+        raise _fault(f"Interval {quote(name)} cannot be less than 1ms", token)
+    return nanoseconds
+
+
+def _retries(flags: Flags) -> int:
+    token = flags.token("retries")
+    text = flags.text("retries")
+    if token is None or not text:
+        return 0
+    try:
+        number = parse_signed(text, bits=32)
+    except ValueError as error:
+        raise _fault(str(error), token) from None
+    if number < 0:
+        raise _fault(f"--retries cannot be negative ({number})", token)
+    return number
+
+
+def _onbuild(builder: InstructionBuilder, rest: _Rest, flag_tokens: list[Token], common: _Common) -> ast.Instruction:
+    read_flags("ONBUILD", flag_tokens)
+    trigger = rest[0]
+    assert isinstance(trigger, Node)
+    return ast.Onbuild(**common, expression=builder.expression(), trigger=builder._instruction(trigger))
+
+
+_BUILDERS: dict[str, Callable[[InstructionBuilder, _Rest, list[Token], _Common], ast.Instruction]] = {
+    "add": _add, "arg": _arg, "cmd": _cmd, "copy": _copy, "entrypoint": _entrypoint, "env": _env, "expose": _expose,
+    "from": _from, "healthcheck": _healthcheck, "label": _label, "maintainer": _maintainer, "onbuild": _onbuild, "run": _run,
+    "shell": _shell, "stopsignal": _stopsignal, "user": _user, "volume": _volume, "workdir": _workdir,
+}  # fmt: skip
