@@ -39,7 +39,7 @@ class Findings:
     ) -> None:
         """UndefinedVar: variables that neither ENV nor ARG declares."""
         declared = {name for name, _ in arguments} | NOT_IN_ENVIRONMENT
-        for name in names:
+        for name in sorted(names):
             if name not in declared:
                 match = closest(name, env)
                 guess = "" if match is None else f" (did you mean ${match}?)"
@@ -54,7 +54,7 @@ class Findings:
     def undeclared_in_from(self, names: Iterable[str], declared: Iterable[str], span: Span) -> None:
         """UndefinedArgInFrom: FROM uses what no ARG before it declares."""
         known = list(declared)
-        for name in names:
+        for name in sorted(names):
             if name not in known:
                 match = closest(name, known)
                 guess = "" if match is None else f" (did you mean {match}?)"

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from types import MappingProxyType
 from typing import Final
 
 from pybuild.errors import PybuildError
@@ -38,7 +37,6 @@ from .stage_roots import Scope, begin, image_request
 from .stage_state import StageState, StepSettings
 from .stages import StageNode, StagePlan, onbuild_triggers
 
-_NONE: Final[Mapping[str, str]] = MappingProxyType({})
 _DEFAULT_HOSTNAME: Final = "buildkitsandbox"
 
 
@@ -59,8 +57,8 @@ class LowerOptions:
     implicit_platform: bool = True
     several_platforms: bool = False
     target: str | None = None
-    build_args: Mapping[str, str] = _NONE
-    labels: Mapping[str, str] = _NONE
+    build_args: Mapping[str, str] = field(default_factory=dict)
+    labels: Mapping[str, str] = field(default_factory=dict)
     contexts: Mapping[str, NamedContext] = field(default_factory=dict)
     main_context: NamedContext = MAIN_CONTEXT
     remote_sources: RemoteSources | None = None
@@ -77,7 +75,7 @@ class LowerOptions:
     ulimits: tuple[tuple[str, int, int], ...] = ()
     cgroup_parent: str = ""
     cache_mount_namespace: str = ""
-    proxies: Mapping[str, str] = _NONE
+    proxies: Mapping[str, str] = field(default_factory=dict)
     progress: Progress = field(default_factory=Silent)
     clock: Callable[[], float] = lambda: 0.0
 
@@ -100,7 +98,7 @@ class LoweredImage:
     images: tuple[ResolvedImage, ...] = ()
     warnings: tuple[BuildWarning, ...] = ()
     unused_build_args: tuple[str, ...] = ()
-    used_args: Mapping[str, str] = _NONE
+    used_args: Mapping[str, str] = field(default_factory=dict)
     stage_names: tuple[str, ...] = ()
     target: str = ""
     source_date_epoch: int | None = None

@@ -23,7 +23,7 @@ from .copy_modes import InvalidMode, parse_mode
 from .git_reference import GitReference, InvalidGitReference, parse_git_reference
 from .graph import FileCopy, GitSource, HttpSource, InlineFile, Merge, Note, Scratch, Unpack, Vertex
 from .image_config import clean_path, resolve_destination
-from .stage_state import StageState, display_text
+from .stage_state import StageState
 
 _GLOB: Final = re.compile(r"([*?\[\\])")
 
@@ -73,7 +73,7 @@ def lower_copy(
     inline = tuple(_inline(state, heredoc, instruction) for heredoc in heredocs)
     if flags.checksum:
         _check_checksum(instruction, paths)
-    shown = display_text(state, instruction)
+    shown = state.shown(instruction)
     title = state.next_title(shown)
     note = state.note(title, shown, instruction.span)
     parts = _parts(instruction, paths, flags, note=note, origin=origin, commit_of=commit_of)

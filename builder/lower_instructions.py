@@ -53,7 +53,7 @@ from .lower_copy import Origin, lower_copy
 from .lower_run import lower_run
 from .ports import exposed_ports
 from .stage_roots import Scope, context_tree
-from .stage_state import StageState, display_text
+from .stage_state import StageState
 from .stages import Command, StageNode
 from .stop_signals import check_stop_signal
 
@@ -181,7 +181,7 @@ class InstructionLowering:
         if directory == "/":
             state.commit_config(text)
             return
-        shown = display_text(state, instruction)
+        shown = state.shown(instruction)
         operation = FileMake(directory=clean_path(directory), user=state.config.user, nonce=state.nonce())
         title = state.next_title(shown)
         vertex = state.make(operation, (state.root(),), title=title, text=shown, span=instruction.span)

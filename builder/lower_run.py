@@ -9,9 +9,8 @@ import re
 from collections.abc import Callable
 from typing import Final
 
-from pybuild.parser.ast import ExecForm, Heredoc, Run, ShellForm, Word
+from pybuild.parser.ast import ExecForm, Heredoc, Run, ShellForm
 from pybuild.parser.errors import DockerfileError
-from pybuild.parser.expand import expand
 
 from .graph import Exec, InlineFile, Mount, Network, SecretMount, Security, SshMount, Vertex
 from .history import run_text
@@ -19,7 +18,7 @@ from .image_config import clean_path, shell_of
 from .run_mounts import lower_mounts
 from .stage_state import StageState
 from .stages import Command
-from .titles import SECRET_MASK, expand_run_title, summarize_heredoc, upper_first_word
+from .titles import SECRET_MASK, display_text, summarize_heredoc
 
 _HEREDOC_WORD: Final = re.compile(r"\d*<<-?\s*(.*)\Z", re.DOTALL)
 _SCRIPTS: Final = "/dev/pipes/"
@@ -117,12 +116,4 @@ def _shown(state: StageState, instruction: Run, mounts: tuple[Mount, ...]) -> st
     for mount in mounts:
         if isinstance(mount, SecretMount) and mount.env is not None:
             env[mount.env] = SECRET_MASK
-    escape = state.settings.escape
-
-    def expand_one(piece: str) -> str | None:
-        try:
-            return expand(Word(piece, instruction.span, escape), env).text
-        except DockerfileError:
-            return None
-
-    return upper_first_word(expand_run_title(text, env, escape=escape, expand_one=expand_one))
+    return display_text(text, env, escape=state.settings.escape, run=True)

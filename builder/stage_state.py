@@ -12,7 +12,6 @@ from dataclasses import dataclass, field
 from pybuild.layers.descriptor import Platform
 from pybuild.layers.image import History, ImageConfig
 from pybuild.parser.ast import Instruction, Span, Word
-from pybuild.parser.errors import DockerfileError
 from pybuild.parser.expand import expand
 
 from .findings import Findings
@@ -21,7 +20,7 @@ from .history import config_entry, context_entry, layer_entry
 from .image_config import environment
 from .protocols import ResolvedImage
 from .stages import StageNode
-from .titles import step_prefix, upper_first_word
+from .titles import display_text, step_prefix
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -122,6 +121,10 @@ class StageState:
         mark = "ONBUILD " if self.trigger and prefix else ""
         return prefix + mark + text
 
+    def shown(self, instruction: Instruction) -> str:
+        """The instruction's line for titles."""
+        return display_text(instruction.text, self.env, escape=self.settings.escape)
+
     def note(self, title: str, text: str, span: Span | None) -> Note:
         """What is shown of a vertex of this stage."""
         return Note(
@@ -135,13 +138,3 @@ class StageState:
     def make(self, op: Op, inputs: tuple[Vertex, ...], *, title: str, text: str, span: Span | None) -> Vertex:
         """A vertex of this stage."""
         return Vertex(op, inputs, self.note(title, text, span))
-
-
-def display_text(state: StageState, instruction: Instruction) -> str:
-    """An instruction's line as shown: variables expanded as in a word, or unchanged where that fails."""
-    text = instruction.text.strip()
-    try:
-        text = expand(Word(text, instruction.span, state.settings.escape), state.env).text
-    except DockerfileError:
-        pass
-    return upper_first_word(text)

@@ -176,7 +176,7 @@ class StagePlan:
 
     def _platform(self, word: Word, arguments: Mapping[str, str], span: Span) -> Platform:
         expansion = expand(word, arguments)
-        guess = "".join(did_you_mean("", name, arguments) for name in expansion.unset[:1])
+        guess = "".join(did_you_mean("", name, arguments) for name in sorted(expansion.unset)[:1])
         if not expansion.text:
             raise DockerfileError(
                 f"empty platform value from expression {word.text}{guess}",
