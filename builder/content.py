@@ -167,9 +167,7 @@ def _match(
     return Match(name, where, node, below, implied)
 
 
-def _with_parents(
-    view: FileView, source: str, exclude: IgnoreMatcher | None, must_exist: bool
-) -> tuple[Match, ...]:
+def _with_parents(view: FileView, source: str, exclude: IgnoreMatcher | None, must_exist: bool) -> tuple[Match, ...]:
     """``--parents``: what comes after ``/./`` (or the whole path) is a pattern that is matched below what comes before it."""
     before, pivot, after = source.partition("/./")
     base, pattern = (before, after) if pivot else ("/", source)
@@ -462,8 +460,12 @@ def _link_groups(match: Match) -> dict[tuple[int, int], str]:
 
 
 def _paths(match: Match, lines: Sequence[str]) -> Iterable[tuple[str, str]]:
-    """(path, short digest of its line): enough to see which one differs."""
+    """(path, what counted about it in short): enough to say which one differs, and in what."""
     base = match.path + "/" if match.path else ""
     names = [match.path, *(base + rel for rel, _ in match.below)]
     for name, line in zip(names, lines):
-        yield name, hashlib.sha256(line.encode("utf-8", "surrogateescape")).hexdigest()[:16]
+        kind, *fields = line.split("\0")[1:]
+        if kind == "file":
+            mode, content, *rest = fields
+            fields = [mode, content[:12], *rest]
+        yield name, " ".join([kind, *fields])

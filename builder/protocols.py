@@ -204,8 +204,9 @@ class CacheIndex(Protocol):
     def put(self, record: CacheRecord, *, aliases: Sequence[str] = ()) -> None:
         """Remember a record, also under further keys. Idempotent."""
 
-    def lock(self, key: str) -> AbstractContextManager[None]:
-        """Hold the right to run the step of this key, among all processes that share the store."""
+    def lock(self, key: str, *, cancel: threading.Event | None = None) -> AbstractContextManager[None]:
+        """Hold the right to run the step of this key, among all processes that share the store. Setting ``cancel`` ends the wait
+        with Cancelled."""
 
     def file_digest(
         self, path: str, *, inode: tuple[int, int], size: int, mtime_ns: int, ctime_ns: int

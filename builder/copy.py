@@ -1,0 +1,273 @@
+"""COPY, ADD and WORKDIR: from a selection to the entries of one layer, with BuildKit's results.
+
+Owns where things land (trailing slashes, directories' contents, links in the destination), with which owner and mode. The selection
+comes from ``content.py``, the comparison with what is below from ``copy_tree.py``. Writes no layer.
+"""
+
+from __future__ import annotations
+
+import posixpath
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Final
+
+from pybuild.layers.entries import Kind, LayerEntry
+from pybuild.layers.views import FileView, Node
+
+from .archives import is_archive, unpack
+from .content import Match, Selection, SourceNotFound, select_copy
+from .copy_modes import ModeChange, parse_mode
+from .copy_paths import join, parent_of
+from .copy_tree import MADE_NS, CannotReplace, PendingTree
+from .graph import FileCopy, FileMake, Unpack
+from .owners import NO_ACCOUNTS, InvalidUser, Owner, names_accounts, read_accounts
+
+_SMALL_BYTES: Final = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class CopyPlan:
+    """The entries of the layer; ``warnings`` are sentences about what was assumed."""
+
+    entries: tuple[LayerEntry, ...]
+    warnings: tuple[str, ...] = ()
+
+
+@dataclass(slots=True)
+class Spool:
+    """Files made while planning (unpacked archives), in a directory that is asked for only when needed."""
+
+    directory: Callable[[], str]
+    _path: str = ""
+    _count: int = field(default=0)
+
+    def new_path(self) -> str:
+        """A path for one more file."""
+        if not self._path:
+            self._path = self.directory()
+        self._count += 1
+        return f"{self._path}/{self._count}"
+
+
+def plan_copy(
+    op: FileCopy,
+    *,
+    parent: FileView | None,
+    source: FileView | None,
+    spool: Spool,
+    selection: Selection | None = None,
+    literal: bool = False,
+) -> CopyPlan:
+    """The layer that ``op`` makes on top of ``parent`` (None for nothing below, as with ``--link``).
+
+    ``source``: the tree it copies from, None if it has only heredocs; ``selection``: what ``select_copy`` found in it, if that is
+    known already; ``literal``: ``source`` is a download, whose names are no patterns. Entries may refer to files of ``source``
+    and of ``spool``. Raises SourceNotFound and the errors of ``copy_tree``, ``owners`` and ``archives``.
+    """
+    owner, warnings = _owner(op.owner, parent)
+    mode = None if op.mode is None else parse_mode(op.mode)
+    copier = _Copier(PendingTree(parent), op, owner, mode, spool)
+    if source is not None:
+        selection = selection or select_copy(source, op, literal=literal)
+        for matches in selection.sources:
+            for match in matches:
+                if op.unpack is Unpack.LOCAL and copier.unpack(source, match):
+                    continue
+                copier.copy(source, match, contents=not literal)
+    elif op.sources:
+        raise SourceNotFound("/" + op.sources[0].strip("/"))
+    for file in op.inline:
+        copier.write(file.name, file.data, file.mode)
+    return CopyPlan(tuple(copier.tree.entries()), warnings)
+
+
+def plan_make(op: FileMake, *, parent: FileView | None) -> CopyPlan:
+    """The layer that WORKDIR makes: ``op.directory`` and its missing parents; nothing if it exists."""
+    owner, warnings = _owner(op.user, parent)
+    tree = PendingTree(parent)
+    uid, gid = (0, 0) if owner is None else (owner.uid, owner.gid)
+    tree.make_directories(tree.resolve(op.directory), mode=op.mode, uid=uid, gid=gid)
+    return CopyPlan(tuple(tree.entries()), warnings)
+
+
+def _owner(text: str, parent: FileView | None) -> tuple[Owner | None, tuple[str, ...]]:
+    if not text:
+        return None, ()
+    accounts = NO_ACCOUNTS
+    if names_accounts(text):
+        if parent is None:
+            raise InvalidUser(
+                f"owner {text!r} needs the stage's /etc/passwd, which this step can't see",
+                hint="use numbers for --chown, or leave out --link",
+            )
+        accounts = read_accounts(parent)
+    owner = accounts.file_owner(text)
+    return owner, tuple(f"no entry for {name!r} in the stage: root is used instead" for name in owner.unknown)
+
+
+@dataclass(slots=True)
+class _Copier:
+    tree: PendingTree
+    op: FileCopy
+    owner: Owner | None
+    mode: ModeChange | None
+    spool: Spool
+    matches: int = 0
+
+    def copy(self, source: FileView, match: Match, *, contents: bool) -> None:
+        """Copy one match. ``contents``: a directory stands for what is in it."""
+        self.matches += 1  # hard links survive within one match
+        directory = match.node.kind is Kind.DIRECTORY
+        target = self._place(match.name, directory=directory, contents=contents)
+        node = match.node
+        if not directory:
+            self._file(source, match.path, node, target)
+            return
+        existing = self.tree.lookup(target)
+        if existing is None:
+            self._directory(source, match.path, node, target, implied=False)
+        elif existing.kind is not Kind.DIRECTORY:
+            raise CannotReplace(f"cannot copy to non-directory: /{target}", path=target)
+        else:
+            self.tree.touch_directory(target, mtime_ns=node.mtime_ns)
+        self._below(source, match, target)
+
+    def _below(self, source: FileView, match: Match, target: str) -> None:
+        base = match.path + "/" if match.path else ""
+        prefix = target + "/" if target else ""
+        implied = match.implied
+        directory = Kind.DIRECTORY
+        for rel, node in match.below:
+            if node.kind is directory:
+                self._directory(source, base + rel, node, prefix + rel, implied=rel in implied)
+            else:
+                self._file(source, base + rel, node, prefix + rel)
+
+    def write(self, name: str, data: bytes, mode: int) -> None:
+        """Copy a heredoc."""
+        target = self._place(posixpath.basename(name), directory=False, contents=False)
+        node = Node(Kind.FILE, mode, 0, 0, len(data), MADE_NS)
+        self._check_file_target(target)
+        self.tree.put(self._entry(target, node, data=data))
+
+    def unpack(self, source: FileView, match: Match) -> bool:
+        """Unpack a match that is an archive into the destination; False if it is none."""
+        if match.node.kind is not Kind.FILE or not match.node.size:
+            return False
+        with source.open(match.path) as file:
+            if not is_archive(file):
+                return False
+        target = self.tree.resolve(self.op.destination)
+        uid, gid = self._created_owner()
+        self.tree.make_directories(target, mode=0o755, uid=uid, gid=gid)
+        with source.open(match.path) as file:
+            unpack(file, self.tree, target, owner=self.owner, new_path=self.spool.new_path)
+        return True
+
+    # --- where ---------------------------------------------------------------------------------------------------------
+
+    def _place(self, name: str, *, directory: bool, contents: bool) -> str:
+        """Where a match lands, its directories made."""
+        tree, destination = self.tree, self.op.destination
+        head, _, tail = destination.rpartition("/")
+        self._make(tree.resolve(head if tail not in ("", ".") else destination))
+        target = tree.resolve(destination)
+        existing = tree.lookup(target)
+        if existing is not None and (not contents if directory else existing.kind is Kind.DIRECTORY):
+            target = join(target, name) if name else target
+        self._make(target if contents and directory and existing is None else parent_of(target))
+        return target
+
+    def _make(self, path: str) -> None:
+        uid, gid = self._created_owner()
+        mode = 0o755 if self.mode is None else self.mode.of_created_directories
+        self.tree.make_directories(path, mode=mode, uid=uid, gid=gid)
+
+    def _created_owner(self) -> tuple[int, int]:
+        return (0, 0) if self.owner is None else (self.owner.uid, self.owner.gid)
+
+    # --- what ----------------------------------------------------------------------------------------------------------
+
+    def _directory(self, source: FileView, path: str, node: Node, target: str, *, implied: bool) -> None:
+        existing = self.tree.lookup(target)
+        if existing is not None and existing.kind is not Kind.DIRECTORY:
+            raise CannotReplace(f"cannot copy to non-directory: /{target}", path=target)
+        entry = self._entry(target, node, xattrs=self._xattrs(source, path))
+        if existing is not None and implied:
+            # Only its mode is taken over: it was not selected itself.
+            entry = LayerEntry(target, Kind.DIRECTORY, node.mode, existing.uid, existing.gid, existing.mtime_ns)
+        self.tree.put(entry)
+
+    def _check_file_target(self, target: str) -> None:
+        existing = self.tree.lookup(target)
+        if existing is not None and existing.kind is Kind.DIRECTORY:
+            raise CannotReplace(f"cannot replace to directory /{target} with file", path=target)
+
+    def _file(self, source: FileView, path: str, node: Node, target: str) -> None:
+        self._check_file_target(target)
+        kind = node.kind
+        if kind is Kind.SOCKET:
+            # Layers can't hold sockets. From a context it arrives as an empty file, from a stage not at all.
+            if not self.op.keep_owner:
+                self.tree.put(self._entry(target, node, kind=Kind.FILE, data=b""))
+            return
+        if kind is not Kind.FILE:
+            self.tree.put(self._entry(target, node))
+            return
+        host_path, data = node.host_path, None
+        if host_path is None:
+            host_path, data = self._read(source, path, node)
+        entry = self._entry(target, node, host_path=host_path, data=data, xattrs=self._xattrs(source, path))
+        self.tree.put(entry, group=None if node.identity is None else (self.matches, node.identity))
+
+    def _read(self, source: FileView, path: str, node: Node) -> tuple[str | None, bytes | None]:
+        with source.open(path) as file:
+            if node.size <= _SMALL_BYTES:
+                return None, file.read()
+            spooled = self.spool.new_path()
+            with open(spooled, "xb") as out:
+                shutil.copyfileobj(file, out, 1 << 20)
+        return spooled, None
+
+    def _xattrs(self, source: FileView, path: str) -> Sequence[tuple[str, bytes]]:
+        # Those of a context are lost on their way in the reference, too: changing the owner takes capabilities away.
+        return sorted(source.xattrs(path).items()) if self.op.keep_owner else ()
+
+    def _entry(
+        self,
+        target: str,
+        node: Node,
+        *,
+        kind: Kind | None = None,
+        host_path: str | None = None,
+        data: bytes | None = None,
+        xattrs: Sequence[tuple[str, bytes]] = (),
+    ) -> LayerEntry:
+        kind = kind or node.kind
+        if kind is Kind.SYMLINK:
+            mode = 0o777
+        elif self.mode is None:
+            mode = node.mode
+        else:
+            mode = self.mode.apply(node.mode, directory=kind is Kind.DIRECTORY)
+        if self.owner is not None:
+            uid, gid = self.owner.uid, self.owner.gid
+        elif self.op.keep_owner:
+            uid, gid = node.uid, node.gid
+        else:
+            uid = gid = 0
+        return LayerEntry(
+            path=target,
+            kind=kind,
+            mode=mode,
+            uid=uid,
+            gid=gid,
+            mtime_ns=node.mtime_ns,
+            size=node.size if kind is Kind.FILE and node.kind is Kind.FILE else 0,
+            link=node.target,
+            data=data,
+            host_path=host_path,
+            device=node.device or (0, 0),
+            xattrs=tuple(xattrs),
+        )

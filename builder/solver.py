@@ -1,0 +1,303 @@
+"""Solving the graph: which steps come from the cache, and running those that don't.
+
+Owns the decisions. Definition keys first, from the targets down: a hit needs none of its inputs, and what is above a miss is asked for.
+Then the misses run in parallel, as their inputs are there; each asks once more with its content key, and holds that key's lock while
+it runs, so that of several processes one does the work. Finished steps are recorded at once: a later failure loses nothing.
+
+How steps run is ``solver_run.py``'s, how keys come about ``solver_steps.py``'s and ``keys.py``'s.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+
+from pybuild.errors import Cancelled, PybuildError
+from pybuild.layers.digest import Digest
+from pybuild.layers.entries import CacheRecord
+from pybuild.layers.views import FileView
+
+from .content import ContentReader
+from .execute import EntitlementMissing, ExecSettings, entitlements_of
+from .graph import Exec, ImageSource, Merge, Scratch, Vertex
+from .keys import content_key
+from .progress import Progress, StepDone, StepLog, StepStarted
+from .protocols import CacheIndex, Executor, ImageSource as Images, RemoteSources, ResolvedImage, Snapshots
+from .scheduler import run_tasks
+from .solver_run import StepRunner
+from .solver_steps import Result, Step, StepFailed, StepMaker
+from .why import Explainer, recorded_recipe
+
+__all__ = ["CacheRequired", "Result", "Solver", "StepFailed"]
+
+_OUTPUT_BYTES = 16 << 10
+_OUTPUT_LINES = 20
+
+
+class CacheRequired(PybuildError):
+    """``--require-cache``: a step would have to run."""
+
+    def __init__(self, title: str, reason: str) -> None:
+        super().__init__(
+            f"{title} is not cached: {reason}", hint="the build was asked to take every step from the cache"
+        )
+        self.reason = reason
+
+
+class Solver:
+    """Solves graphs for one build.
+
+    ``contexts``: local trees by name; ``images``: where base images come from, ``resolved`` those that are resolved already;
+    ``settings``: secrets and agents; ``entitlements``: privileges that steps may ask for; ``cancel``: stops the build; ``explain``:
+    finds out why a step was not cached; ``require_cache``: fail instead of running anything. A context manager: copies of contexts
+    are kept until it ends.
+    """
+
+    def __init__(
+        self,
+        *,
+        executor: Executor,
+        snapshots: Snapshots,
+        cache: CacheIndex,
+        images: Images,
+        contexts: Mapping[str, FileView],
+        progress: Progress,
+        clock: Callable[[], float],
+        cancel: threading.Event,
+        resolved: Sequence[ResolvedImage] = (),
+        remotes: RemoteSources | None = None,
+        settings: ExecSettings | None = None,
+        max_parallelism: int = 4,
+        entitlements: frozenset[str] = frozenset(),
+        explain: Explainer | None = None,
+        require_cache: bool = False,
+    ) -> None:
+        self._cache = cache
+        self._progress = progress
+        self._clock = clock
+        self._cancel = cancel
+        self._stop = threading.Event()
+        self._max_parallelism = max_parallelism
+        self._entitlements = entitlements
+        self._explain = explain or Explainer()
+        self._explaining = threading.Lock()
+        self._require_cache = require_cache
+        self._held = ExitStack()
+        self._reader = ContentReader(cache, cancel=cancel)
+        self._maker = StepMaker(
+            contexts=contexts,
+            reader=self._reader,
+            remotes=remotes,
+            progress=progress,
+            clock=clock,
+            cancel=cancel,
+        )
+        self._runner = StepRunner(
+            executor=executor,
+            snapshots=snapshots,
+            images=images,
+            resolved=resolved,
+            remotes=remotes,
+            maker=self._maker,
+            reader=self._reader,
+            settings=settings or ExecSettings({}, {}),
+            progress=progress,
+            clock=clock,
+            held=self._held,
+        )
+
+    def __enter__(self) -> Solver:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._held.close()
+
+    def solve(self, targets: Sequence[Vertex]) -> dict[Vertex, Result]:
+        """Bring every target about. Returns their results; sources that are no stacks can't be targets.
+
+        Raises StepFailed (the first one; steps that had finished stay in the cache), EntitlementMissing, Cancelled.
+        """
+        steps, by_vertex = self._maker.make(targets)
+        self._check_entitlements(steps)
+        wanted = [by_vertex[target] for target in targets]
+        missing = self._look_up(wanted)
+        pulls = self._runner.pulls(steps, missing)
+        self._announce(steps, missing.union(pulls))
+        self._run(steps, missing, pulls)
+        results: dict[Vertex, Result] = {}
+        for target, step in zip(targets, wanted):
+            assert step.result is not None
+            results[target] = step.result
+        return results
+
+    def predict(self, targets: Sequence[Vertex]) -> list[tuple[Vertex, str]]:
+        """The steps that ``solve`` would run by what can be known without running any, with the reasons; in order."""
+        steps, by_vertex = self._maker.make(targets)
+        missing = self._look_up([by_vertex[target] for target in targets])
+        return [
+            (step.vertex, self._reason(step))
+            for step in steps
+            if step in missing and not step.is_source and not isinstance(step.op, Merge)
+        ]
+
+    def _check_entitlements(self, steps: Sequence[Step]) -> None:
+        for step in steps:
+            if isinstance(step.op, Exec):
+                for entitlement in entitlements_of(step.op):
+                    if entitlement not in self._entitlements:
+                        raise StepFailed(step.vertex, EntitlementMissing(entitlement))
+
+    # --- looking up ------------------------------------------------------------------------------------------------------
+
+    def _look_up(self, wanted: Sequence[Step]) -> set[Step]:
+        """Ask for definition keys, from the targets down; returns the steps that are needed and not known."""
+        missing: set[Step] = set()
+        seen: set[Step] = set()
+        pending = list(wanted)
+        while pending:
+            step = pending.pop()
+            if step in seen:
+                continue
+            seen.add(step)
+            if isinstance(step.op, ImageSource):
+                step.result = Result(step.op.chain, len(step.op.chain), True, step.key)
+                continue
+            if isinstance(step.op, Scratch):
+                step.result = Result((), 0, True, step.key)
+                continue
+            if step.is_view:
+                continue
+            record = None if step.tainted else self._cache.get(step.recipe.key)
+            if record is not None:
+                step.result = _result(record, step)
+                continue
+            missing.add(step)
+            pending.extend(step.inputs)
+        return missing
+
+    def _announce(self, steps: Sequence[Step], missing: set[Step]) -> None:
+        """Tell of all that needn't run: hits, and what is above them."""
+        now = self._clock()
+        for step in steps:
+            if step in missing or step.is_view or isinstance(step.op, Scratch):
+                continue
+            self._start(step)
+            self._progress.emit(StepDone(step.key, now, cached=True))
+
+    def _start(self, step: Step) -> None:
+        note = step.vertex.note
+        self._progress.emit(
+            StepStarted(step.key, note.title, self._clock(), tuple(i.key for i in step.inputs), note.lines)
+        )
+
+    # --- running ---------------------------------------------------------------------------------------------------------
+
+    def _run(self, steps: Sequence[Step], missing: set[Step], pulls: Sequence[Step]) -> None:
+        tasks = [step for step in steps if step in missing]
+        if not tasks:
+            return
+        after: dict[Step, Sequence[Step]] = {step: step.inputs for step in tasks}
+        run_tasks(
+            [*pulls, *tasks],
+            after=after,
+            work=self._work,
+            parallelism=self._max_parallelism,
+            cancel=self._cancel,
+            stop=self._stop,
+        )
+
+    def _work(self, step: Step) -> None:
+        if isinstance(step.op, ImageSource):
+            self._runner.pull(step)
+            return
+        self._start(step)
+        tail = _Tail()
+        try:
+            reason = self._bring_about(step, tail)
+        except PybuildError as error:
+            now = self._clock()
+            if self._cancel.is_set() or (self._stop.is_set() and isinstance(error, Cancelled)):
+                self._progress.emit(StepDone(step.key, now, error="context canceled"))
+                raise Cancelled from error
+            self._progress.emit(StepDone(step.key, now, error=error.message))
+            if isinstance(error, StepFailed):
+                raise
+            raise StepFailed(step.vertex, error, output=tail.lines()) from error
+        assert step.result is not None
+        self._progress.emit(StepDone(step.key, self._clock(), cached=step.result.cached, reason=reason))
+
+    def _bring_about(self, step: Step, tail: _Tail) -> str:
+        """Set the step's result, from the cache by content or by running it; returns why it ran."""
+        if isinstance(step.op, Merge):
+            self._record(step, *self._runner.merge(step), aliases=())
+            return ""
+        with self._runner.inputs(step) as inputs:
+            key = content_key(step.op, inputs.identities()).key
+            if not step.forced and self._take_over(step, key):
+                return ""
+            reason = self._reason(step)
+            if self._require_cache:
+                raise CacheRequired(step.vertex.note.title, reason)
+            with self._cache.lock(key, cancel=self._stop):
+                # Another process may have done it while this one waited.
+                if not step.forced and self._take_over(step, key):
+                    return ""
+
+                def on_output(stream: int, data: bytes) -> None:
+                    tail.add(data)
+                    self._progress.emit(StepLog(step.key, stream, data, self._clock()))
+
+                stack, own = self._runner.execute(inputs, on_output=on_output, cancel=self._stop)
+                self._record(step, stack, own, aliases=(key,))
+        return reason
+
+    def _reason(self, step: Step) -> str:
+        with self._explaining:
+            for source in step.inputs:
+                if isinstance(source.op, ImageSource):
+                    self._explain.note(source.recipe.key, recorded_recipe(source.recipe, {}, image=source.op))
+            recipe = recorded_recipe(step.recipe, step.contents)
+            return self._explain.reason(step.vertex, recipe, key=step.recipe.key, forced=step.forced)
+
+    def _take_over(self, step: Step, key: str) -> bool:
+        record = self._cache.get(key)
+        if record is None:
+            return False
+        self._record(step, record.layers, record.own, aliases=(key,), created=record.created)
+        assert step.result is not None
+        step.result = Result(record.layers, record.own, True, step.key)
+        return True
+
+    def _record(
+        self,
+        step: Step,
+        stack: tuple[Digest, ...],
+        own: int,
+        *,
+        aliases: Sequence[str],
+        created: float | None = None,
+    ) -> None:
+        recipe = recorded_recipe(step.recipe, step.contents)
+        when = self._clock() if created is None else created
+        self._cache.put(CacheRecord(step.recipe.key, stack, own, recipe, when), aliases=aliases)
+        step.result = Result(stack, own, False, step.key)
+
+
+def _result(record: CacheRecord, step: Step) -> Result:
+    return Result(record.layers, record.own, True, step.key)
+
+
+class _Tail:
+    """The last lines that a step printed, for its error."""
+
+    def __init__(self) -> None:
+        self._data = bytearray()
+
+    def add(self, data: bytes) -> None:
+        self._data += data
+        if len(self._data) > 2 * _OUTPUT_BYTES:
+            del self._data[:-_OUTPUT_BYTES]
+
+    def lines(self) -> list[bytes]:
+        return bytes(self._data[-_OUTPUT_BYTES:]).splitlines()[-_OUTPUT_LINES:]

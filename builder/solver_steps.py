@@ -1,0 +1,303 @@
+"""The steps of a build: vertices with their keys, in an order in which inputs come first.
+
+Owns going through the graph and computing definition keys, for which contexts are walked and downloads resolved; equal steps become one.
+Runs nothing and looks nothing up.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+
+from pybuild.errors import Cancelled, PybuildError
+from pybuild.layers.digest import Digest
+from pybuild.layers.views import FileView
+
+from .content import ContentDigest, ContentReader, DigestRules, Selection, SourceNotFound, select_copy, select_path
+from .graph import (
+    BindMount,
+    CacheMount,
+    ContextSource,
+    Exec,
+    FileCopy,
+    FileMake,
+    GitSource,
+    HttpSource,
+    ImageSource,
+    Merge,
+    Op,
+    Scratch,
+    Vertex,
+)
+from .keys import Recipe, definition_key, nonce_of, plain, recipe_of
+from .progress import Progress, StepDone, StepProgress, StepStarted
+from .protocols import HttpFile, RemoteSources
+
+_PARALLEL_DOWNLOADS = 8
+
+
+class StepFailed(PybuildError):
+    """A step failed. ``vertex``: which; ``cause``: why; ``output``: the last lines it printed."""
+
+    def __init__(self, vertex: Vertex, cause: PybuildError, *, output: Sequence[bytes] = ()) -> None:
+        super().__init__(cause.message, hint=cause.hint)
+        self.vertex = vertex
+        self.cause = cause
+        self.output = tuple(output)
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """What a step gives: the diff IDs of its whole stack, lowest first; ``own`` of them, at the top, it made itself."""
+
+    stack: tuple[Digest, ...]
+    own: int
+    cached: bool
+    key: str
+
+
+@dataclass(slots=True, eq=False)
+class Step:
+    """A vertex (or several equal ones) of a build.
+
+    ``op``: with commits and checksums of sources resolved; ``key``: identifies it in this build; ``recipe``: its definition key without
+    nonces, as later builds will compute it; ``forced``: must not come from the cache; ``tainted``: it or something it is made from is
+    forced, so that only its content key can say anything; ``selections``, ``contents``: what it takes from contexts, by input.
+    """
+
+    vertex: Vertex
+    op: Op
+    inputs: tuple[Step, ...]
+    key: str
+    recipe: Recipe
+    forced: bool
+    tainted: bool
+    selections: dict[int, Selection] = field(default_factory=dict)
+    contents: dict[int, ContentDigest] = field(default_factory=dict)
+    result: Result | None = None
+
+    @property
+    def is_source(self) -> bool:
+        """True for what has no layers of its own making: images, contexts, downloads, nothing."""
+        return isinstance(self.op, (ImageSource, Scratch, ContextSource, GitSource, HttpSource))
+
+    @property
+    def is_view(self) -> bool:
+        """True for a tree that is no stack of layers."""
+        return isinstance(self.op, (ContextSource, GitSource, HttpSource))
+
+
+def source_input(op: FileCopy) -> int:
+    """The position of the tree that a copy reads."""
+    return 0 if op.link else 1
+
+
+def topological(targets: Sequence[Vertex]) -> list[Vertex]:
+    """Every vertex that ``targets`` need, inputs first, each once. Graphs may be deep: no recursion."""
+    order: list[Vertex] = []
+    seen: set[Vertex] = set()
+    stack: list[tuple[Vertex, int]] = [(target, 0) for target in reversed(targets)]
+    while stack:
+        vertex, position = stack.pop()
+        if not position:
+            if vertex in seen:
+                continue
+            seen.add(vertex)
+        if position < len(vertex.inputs):
+            stack.append((vertex, position + 1))
+            if vertex.inputs[position] not in seen:
+                stack.append((vertex.inputs[position], 0))
+        else:
+            order.append(vertex)
+    return order
+
+
+class StepMaker:
+    """Makes the steps of one build."""
+
+    def __init__(
+        self,
+        *,
+        contexts: Mapping[str, FileView],
+        reader: ContentReader,
+        remotes: RemoteSources | None,
+        progress: Progress,
+        clock: Callable[[], float],
+        cancel: threading.Event,
+    ) -> None:
+        self._contexts = contexts
+        self._reader = reader
+        self._remotes = remotes
+        self._progress = progress
+        self._clock = clock
+        self._cancel = cancel
+        self.downloads: dict[str, HttpFile] = {}
+        """Files that were downloaded to know their content, by URL."""
+
+    def make(self, targets: Sequence[Vertex]) -> tuple[list[Step], dict[Vertex, Step]]:
+        """The steps that ``targets`` need, inputs first, and which step each vertex is. Raises StepFailed, Cancelled."""
+        order = topological(targets)
+        resolved = self._resolve_sources(order)
+        by_vertex: dict[Vertex, Step] = {}
+        by_key: dict[str, Step] = {}
+        steps: list[Step] = []
+        transfer = _Transfers(self._progress, self._clock)
+        for vertex in order:
+            inputs = tuple(by_vertex[vertex_in] for vertex_in in vertex.inputs)
+            step = self._step(vertex, resolved.get(vertex, vertex.op), inputs, transfer)
+            known = by_key.setdefault(step.key, step)
+            if known is step:
+                steps.append(step)
+            by_vertex[vertex] = known
+        transfer.end()
+        return steps, by_vertex
+
+    def context(self, vertex: Vertex, name: str) -> FileView:
+        """The view of a context by its name. Raises StepFailed."""
+        view = self._contexts.get(name)
+        if view is None:
+            raise StepFailed(vertex, SourceNotFound(name, hint="the build has no context of this name"))
+        return view
+
+    def _step(self, vertex: Vertex, op: Op, inputs: tuple[Step, ...], transfer: _Transfers) -> Step:
+        selections: dict[int, Selection] = {}
+        contents: dict[int, ContentDigest] = {}
+        for position, source in enumerate(inputs):
+            if isinstance(source.op, ContextSource):
+                self._read_context(vertex, op, position, source, selections, contents, transfer)
+        texts = [
+            contents[position].text if position in contents else source.recipe.key
+            for position, source in enumerate(inputs)
+        ]
+        recipe = definition_key(plain(op), texts)
+        forced = bool(nonce_of(op))
+        tainted = forced or any(source.tainted for source in inputs)
+        key = recipe.key
+        if tainted:
+            # Only inside this build: equal forced steps of one build are still one.
+            key = recipe_of({"forced": nonce_of(op), "step": recipe.key, "after": [s.key for s in inputs]}).key
+        return Step(vertex, op, inputs, key, recipe, forced, tainted, selections, contents)
+
+    # --- contexts --------------------------------------------------------------------------------------------------------
+
+    def _read_context(
+        self,
+        vertex: Vertex,
+        op: Op,
+        position: int,
+        source: Step,
+        selections: dict[int, Selection],
+        contents: dict[int, ContentDigest],
+        transfer: _Transfers,
+    ) -> None:
+        assert isinstance(source.op, ContextSource)
+        view = self.context(vertex, source.op.name)
+        transfer.begin(source)
+        try:
+            selection, content = take(self._reader, view, op, position, literal=False)
+        except Cancelled:
+            raise
+        except PybuildError as error:
+            transfer.end(error.message)
+            raise StepFailed(vertex, error) from error
+        if selection is not None:
+            selections[position] = selection
+        if content is not None:
+            contents[position] = content
+            transfer.add(source, content.read_bytes)
+
+    # --- downloads -------------------------------------------------------------------------------------------------------
+
+    def _resolve_sources(self, order: Sequence[Vertex]) -> dict[Vertex, Op]:
+        """Commits of git references and digests of files whose checksum isn't given, all at once."""
+        wanted = [
+            vertex
+            for vertex in order
+            if (isinstance(vertex.op, GitSource) and not vertex.op.commit)
+            or (isinstance(vertex.op, HttpSource) and vertex.op.checksum is None)
+        ]
+        if not wanted:
+            return {}
+        with ThreadPoolExecutor(_PARALLEL_DOWNLOADS, thread_name_prefix="source") as pool:
+            return dict(zip(wanted, pool.map(self._resolve_source, wanted)))
+
+    def _resolve_source(self, vertex: Vertex) -> Op:
+        op = vertex.op
+        if self._remotes is None:
+            raise StepFailed(vertex, SourceNotFound(vertex.note.title, hint="this build may not download anything"))
+        if self._cancel.is_set():
+            raise Cancelled
+        try:
+            if isinstance(op, GitSource):
+                return replace(op, commit=self._remotes.git_commit(op.remote, op.ref))
+            assert isinstance(op, HttpSource)
+            file = self._remotes.http(op.url, checksum=None)
+        except Cancelled:
+            raise
+        except PybuildError as error:
+            raise StepFailed(vertex, error) from error
+        self.downloads[op.url] = file
+        return replace(op, checksum=file.digest)
+
+
+def take(
+    reader: ContentReader, view: FileView, op: Op, position: int, *, literal: bool
+) -> tuple[Selection | None, ContentDigest | None]:
+    """What ``op`` takes from the tree that is its input ``position``: the selection of a copy, and the digest of all it reads."""
+    match op:
+        case FileCopy() if position == source_input(op):
+            selection = select_copy(view, op, literal=literal)
+            return selection, reader.digest(view, selection, DigestRules.of_copy(op, literal=literal))
+        case Exec():
+            paths = sorted(
+                {
+                    mount.source
+                    for mount in op.mounts
+                    if isinstance(mount, (BindMount, CacheMount)) and mount.input == position
+                }
+            )
+            if not paths:
+                return None, None
+            shown = Selection(tuple(select_path(view, path).sources[0] for path in paths))
+            return None, reader.digest(view, shown, DigestRules(owners=False, xattrs=False, tops=True))
+        case _:
+            return None, None
+
+
+def needs_files(step: Step, position: int) -> bool:
+    """True if running ``step`` looks into the files of its input ``position``, beyond their digests."""
+    match step.op:
+        case Merge():
+            return False
+        case FileCopy() | Exec() | FileMake():
+            return True
+        case _:
+            return False
+
+
+class _Transfers:
+    """Events of reading contexts: one step for each, from the first look to the end of all keys."""
+
+    def __init__(self, progress: Progress, clock: Callable[[], float]) -> None:
+        self._progress = progress
+        self._clock = clock
+        self._read: dict[str, int] = {}
+
+    def begin(self, source: Step) -> None:
+        if source.key in self._read:
+            return
+        self._read[source.key] = 0
+        note = source.vertex.note
+        self._progress.emit(StepStarted(source.key, note.title, self._clock(), (), note.lines))
+
+    def add(self, source: Step, read_bytes: int) -> None:
+        self._read[source.key] += read_bytes
+
+    def end(self, error: str | None = None) -> None:
+        now = self._clock()
+        for step, read_bytes in self._read.items():
+            self._progress.emit(StepProgress(step, "transferring context:", read_bytes, 0, True, now))
+            self._progress.emit(StepDone(step, now, error=error))
+        self._read.clear()
