@@ -57,8 +57,8 @@ def resolve(lookup: Lookup, path: str, *, follow_last: bool = True) -> str:
 
 
 def join(parent: str, name: str) -> str:
-    """``name`` below ``parent``, where ``""`` is the root."""
-    return f"{parent}/{name}" if parent else name
+    """``name`` below ``parent``; ``""`` is the root as a parent, and the parent itself as a name."""
+    return f"{parent}/{name}" if parent and name else parent or name
 
 
 def parent_of(path: str) -> str:

@@ -35,8 +35,8 @@ from .graph import (
 from .owners import NO_ACCOUNTS, ProcessUser, read_accounts
 from .protocols import (
     DataMount,
-    ExitStatus,
     Executor,
+    ExitStatus,
     ProcessMount,
     ProcessSpec,
     Secrets,

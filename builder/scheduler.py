@@ -117,7 +117,7 @@ class _Threads:
             error: BaseException | None = None
             try:
                 self._work(position)
-            except BaseException as caught:  # noqa: BLE001  # handed to the thread that waits
+            except BaseException as caught:  # handed to the thread that waits
                 error = caught
             self._idle.release()
             self._finished.put((position, error))

@@ -23,7 +23,8 @@ from .execute import EntitlementMissing, ExecSettings, entitlements_of
 from .graph import Exec, ImageSource, Merge, Scratch, Vertex
 from .keys import content_key
 from .progress import Progress, StepDone, StepLog, StepStarted
-from .protocols import CacheIndex, Executor, ImageSource as Images, RemoteSources, ResolvedImage, Snapshots
+from .protocols import CacheIndex, Executor, RemoteSources, ResolvedImage, Snapshots
+from .protocols import ImageSource as Images
 from .scheduler import run_tasks
 from .solver_run import StepRunner
 from .solver_steps import Result, Step, StepFailed, StepMaker

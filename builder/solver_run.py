@@ -24,7 +24,8 @@ from .execute_trees import MountTree, StackTree, ViewTree
 from .graph import ContextSource, Exec, FileCopy, FileMake, GitSource, HttpSource, ImageSource, Merge, Op, Scratch
 from .keys import stack_identity
 from .progress import BuildWarning, Progress, StepDone, StepProgress, StepStarted
-from .protocols import Executor, ImageSource as Images, RemoteSources, ResolvedImage, Snapshots
+from .protocols import Executor, RemoteSources, ResolvedImage, Snapshots
+from .protocols import ImageSource as Images
 from .solver_steps import Step, StepFailed, StepMaker, source_input, take
 
 Output = Callable[[int, bytes], None]
