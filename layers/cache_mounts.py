@@ -46,7 +46,7 @@ class CacheMounts:
         once: sharing modes are the caller's."""
         name = _name(id)
         path = self._directory / name
-        with lock_file(self._locks / f"mount-{name}", mode=LockMode.SHARED):
+        with lock_file(self._locks / f"mount-{name}", mode=LockMode.SHARED, transient=True):
             path.mkdir(mode=0o755, parents=True, exist_ok=True)
             now = self._clock()
             with self._database.transaction() as connection:

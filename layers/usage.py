@@ -100,7 +100,7 @@ class InvalidFilter(UsageError):
         self.text = text
 
 
-_TERM = re.compile(r"\s*([A-Za-z]+)\s*(?:(==|!=|~=|=)(.*))?\Z", re.DOTALL)
+_TERM = re.compile(r"\s*([A-Za-z-]+)\s*(?:(==|!=|~=|=)(.*))?\Z", re.DOTALL)
 _FLAGS = {"inuse", "shared", "private", "mutable", "immutable"}
 
 
