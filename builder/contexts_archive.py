@@ -95,6 +95,26 @@ def unpack_archive(
         raise BadContextArchive((error.strerror or str(error)).lower()) from None
 
 
+def newest_file_time(stream: BinaryIO) -> float | None:
+    """The latest modification time of a regular file in an archive; None if there is none or ``stream`` isn't one."""
+    header = read_up_to(stream, HEADER_BYTES)
+    if not is_archive(header):
+        return None
+    newest: float | None = None
+    try:
+        with (
+            decompressed(cast(BinaryIO, Joined(header, stream))) as plain,
+            tarfile.open(fileobj=plain, mode="r|", errors="surrogateescape") as archive,
+        ):
+            while (member := archive.next()) is not None:
+                vars(archive)["members"].clear()
+                if member.isreg() and (newest is None or member.mtime > newest):
+                    newest = float(member.mtime)
+    except (CorruptStream, tarfile.TarError, EOFError, ValueError):
+        return None
+    return newest
+
+
 class Joined:
     """Bytes that were read ahead, then the rest of the stream; closing it leaves the stream open."""
 

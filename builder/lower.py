@@ -14,7 +14,7 @@ from typing import Final
 from pybuild.errors import PybuildError
 from pybuild.layers.descriptor import Platform
 from pybuild.layers.image import History, ImageConfig
-from pybuild.parser.ast import Instruction
+from pybuild.parser.ast import Instruction, Span
 from pybuild.parser.dockerfile import Dockerfile
 from pybuild.parser.errors import DockerfileError
 from pybuild.parser.expand import expand
@@ -87,7 +87,8 @@ class LoweredImage:
     ``config`` has neither layers, history nor time: the exporter adds them. ``history``: the base's entries, then one per
     instruction; those that are not ``empty_layer`` stand for the layers, one each, in order; new ones have no ``created``. ``base``: the
     image that the target's stage chain begins with. ``images``: everything resolved, for pulling and provenance.
-    ``stage_names``: all stages of the file. ``used_args``: build arguments that were given and asked for.
+    ``base_history`` and ``base_layers``: how many of ``history``'s first entries, and of the layers, come from what the target's stage
+    chain begins with. ``stage_names``: all stages of the file. ``used_args``: build arguments that were given and asked for.
     """
 
     vertex: Vertex
@@ -95,6 +96,8 @@ class LoweredImage:
     history: tuple[History, ...]
     platform: Platform
     base: ResolvedImage | None = None
+    base_history: int = 0
+    base_layers: int = 0
     images: tuple[ResolvedImage, ...] = ()
     warnings: tuple[BuildWarning, ...] = ()
     unused_build_args: tuple[str, ...] = ()
@@ -266,8 +269,8 @@ class _Lowering:
             return True
         return any(name.lower() == node.name for name in self._options.no_cache_stages)
 
-    def _commit_of(self, reference: GitReference) -> str:
-        return reference.fixed_commit or self._commits.commit(GitRequest(reference.remote, reference.ref))
+    def _commit_of(self, reference: GitReference, span: Span | None) -> str:
+        return reference.fixed_commit or self._commits.commit(GitRequest(reference.remote, reference.ref, span))
 
     def _result(self, target: StageNode, states: Mapping[StageNode, StageState], findings: Findings) -> LoweredImage:
         state = states[target]
@@ -282,6 +285,8 @@ class _Lowering:
             history=tuple(state.history),
             platform=config.platform,
             base=state.base,
+            base_history=state.base_history,
+            base_layers=sum(not entry.empty_layer for entry in state.history[: state.base_history]),
             images=self._images.images,
             warnings=findings.warnings,
             unused_build_args=unused_build_arguments(

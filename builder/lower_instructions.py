@@ -111,7 +111,7 @@ class InstructionLowering:
                     state,
                     instruction,
                     origin=lambda: self._origin(state, command),
-                    commit_of=self._scope.commit_of,
+                    commit_of=lambda reference: self._scope.commit_of(reference, instruction.span),
                 )
             case Workdir():
                 self._workdir(state, instruction)

@@ -12,6 +12,7 @@ from typing import assert_never
 
 from pybuild.layers.descriptor import Platform
 from pybuild.layers.image import History, ImageConfig
+from pybuild.parser.ast import Span
 
 from .findings import Findings
 from .git_reference import GitReference
@@ -47,7 +48,7 @@ class Scope:
     findings: Findings
     nonce_of: Callable[[StageNode], Callable[[], str]]
     answer: Callable[[str, Platform], ResolvedImage]
-    commit_of: Callable[[GitReference], str]
+    commit_of: Callable[[GitReference, Span | None], str]
     vertexes: dict[object, Vertex] = field(default_factory=dict)
 
     def platform_of(self, node: StageNode) -> Platform:
@@ -113,7 +114,7 @@ def context_tree(key: str, context: NamedContext, scope: Scope, *, platform: Pla
                 remote=reference.remote,
                 ref=reference.ref,
                 subdir=reference.subdir,
-                commit=scope.commit_of(reference),
+                commit=scope.commit_of(reference, None),
                 checksum=reference.checksum,
                 keep_git_dir=bool(reference.keep_git_dir),
                 submodules=reference.submodules is not False,
@@ -168,6 +169,7 @@ def _from_stage(node: StageNode, base: StageState, scope: Scope, *, label: str, 
         env=dict(base.env),
         arguments=list(base.arguments),
         base=base.base,
+        base_history=base.base_history,
         steps=steps,
     )
     state.workdir_set = base.workdir_set
@@ -208,5 +210,6 @@ def _from_context(state: StageState, key: str, context: NamedContext, *, scope: 
 
 
 def _take_config(state: StageState, config: ImageConfig, history: tuple[History, ...], layers: int) -> None:
-    state.config = base_config(config)
+    state.config = base_config(config).with_(on_build=())  # its triggers are commands of this stage now
     state.history = list(matching_history(history, layers))
+    state.base_history = len(state.history)

@@ -55,6 +55,7 @@ class StageState:
     env: dict[str, str] = field(default_factory=dict)
     arguments: list[tuple[str, str | None]] = field(default_factory=list)
     base: ResolvedImage | None = None
+    base_history: int = 0
     steps: int = 0
     step: int = 0
     trigger: bool = False
