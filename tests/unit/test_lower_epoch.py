@@ -1,0 +1,175 @@
+"""SOURCE_DATE_EPOCH in its forms."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import pytest
+
+from pybuild.builder.git_reference import GitReference
+from pybuild.builder.graph import (
+    Exec,
+    GitSource,
+    HttpSource,
+    ImageSource,
+    Scratch,
+    Vertex,
+)
+from pybuild.builder.lower import LoweredImage, LowerOptions, lower
+from pybuild.builder.named_context import GitContextRef, HttpContextRef
+from pybuild.builder.protocols import ResolvedImage
+from pybuild.errors import PybuildError
+from pybuild.layers.descriptor import OCI_LAYER_GZIP, OCI_MANIFEST, Descriptor, Platform
+from pybuild.layers.digest import Digest
+from pybuild.layers.image import History, ImageConfig
+from pybuild.parser import parse
+from pybuild.parser.errors import DockerfileError
+
+AMD64 = Platform("linux", "amd64")
+ARM64 = Platform("linux", "arm64")
+
+
+class Images:
+    """Images in memory, by canonical reference. Answers as a registry would, and remembers what it was asked."""
+
+    def __init__(self, images: Mapping[str, ImageConfig]) -> None:
+        self.images = images
+        self.asked: list[tuple[str, str]] = []
+
+    def resolve(self, reference: str, *, platform: Platform, pull: bool) -> ResolvedImage:
+        self.asked.append((reference, str(platform)))
+        config = self.images.get(reference)
+        if config is None:
+            raise PybuildError("not found")
+        data = config.to_bytes()
+        layers = tuple(Descriptor(OCI_LAYER_GZIP, diff_id, 1) for diff_id in config.diff_ids)
+        manifest = Descriptor(OCI_MANIFEST, Digest.of(data), len(data))
+        return ResolvedImage(reference, manifest, Digest.of(data), config, layers)
+
+    def ensure_layers(self, image: ResolvedImage, *, on_progress: object) -> None:
+        raise AssertionError("lowering pulls no layers")
+
+
+def base_image(*, layers: int = 1, platform: Platform = AMD64, **fields: object) -> ImageConfig:
+    """A configuration with so many layers, each with its history entry."""
+    diff_ids = tuple(Digest.of(f"layer {number}".encode()) for number in range(layers))
+    history = tuple(History(created="2020-01-01T00:00:00Z", created_by=f"layer {number}") for number in range(layers))
+    fields = {"env": ("PATH=/bin",), "created": "2020-01-01T00:00:00Z", "history": history} | fields
+    return ImageConfig(platform=platform, diff_ids=diff_ids, **fields)  # type: ignore[arg-type]  # a test's shorthand
+
+
+BUSYBOX = "docker.io/library/busybox:latest"
+DEFAULT_IMAGES = {BUSYBOX: base_image(), "docker.io/library/alpine:latest": base_image(layers=2)}
+
+
+def lowered(text: str, images: Images | None = None, **options: object) -> LoweredImage:
+    """Lower a Dockerfile's text with busybox and alpine at hand."""
+    chosen: dict[str, object] = {"platform": AMD64} | options
+    source = images or Images(DEFAULT_IMAGES)
+    return lower(parse(text), LowerOptions(image_resolver=source, **chosen))  # type: ignore[arg-type]  # a test's shorthand
+
+
+def chain(image: LoweredImage) -> list[Vertex]:
+    """The target's vertexes from its root up, following input 0."""
+    out = [image.vertex]
+    while out[-1].inputs and not isinstance(out[-1].op, ImageSource | Scratch):
+        out.append(out[-1].inputs[0])
+    return out[::-1]
+
+
+def titles(image: LoweredImage) -> list[str]:
+    return [vertex.note.title for vertex in chain(image)]
+
+
+def created_by(image: LoweredImage) -> list[str]:
+    return [entry.created_by for entry in image.history]
+
+
+def last_run(image: LoweredImage) -> Exec:
+    assert isinstance(image.vertex.op, Exec)
+    return image.vertex.op
+
+
+def variables(image: LoweredImage) -> dict[str, str]:
+    return dict(last_run(image).env)
+
+
+class Times:
+    """Remote sources with fixed times."""
+
+    def __init__(self) -> None:
+        self.asked: list[object] = []
+
+    def git_time(self, source: GitSource) -> int | None:
+        self.asked.append(source)
+        return 111
+
+    def http_time(self, source: HttpSource) -> int | None:
+        self.asked.append(source)
+        return 222
+
+
+def epoch(text: str = "FROM busybox\n", **options: object) -> int | None:
+    return lowered(text, **options).source_date_epoch
+
+
+def test_an_epoch_is_a_number_from_a_build_argument_or_the_client():
+    assert epoch(build_args={"SOURCE_DATE_EPOCH": "1700000501"}) == 1700000501
+    assert epoch(source_date_epoch=5) == 5
+    assert epoch(source_date_epoch=5, build_args={"SOURCE_DATE_EPOCH": "6"}) == 6
+    assert epoch() is None
+
+
+def test_a_global_default_works_and_can_be_overridden_and_reset():
+    text = "ARG SOURCE_DATE_EPOCH=7\nFROM busybox\nARG SOURCE_DATE_EPOCH\nRUN x\n"
+    assert epoch(text) == 7
+    assert variables(lowered(text))["SOURCE_DATE_EPOCH"] == "7"
+    assert epoch(text, build_args={"SOURCE_DATE_EPOCH": "8"}) == 8
+    reset = lowered(text, build_args={"SOURCE_DATE_EPOCH": ""})
+    assert reset.source_date_epoch is None
+    assert "SOURCE_DATE_EPOCH" not in variables(reset)
+
+
+def test_the_context_s_time():
+    given = {"SOURCE_DATE_EPOCH": "context"}
+    times = Times()
+    assert epoch(build_args=given, epoch_source=times) is None
+    repository = GitContextRef(GitReference("https://h/r.git", "main"))
+    assert epoch(build_args=given, epoch_source=times, main_context=repository) == 111
+    assert epoch(build_args=given, epoch_source=times, main_context=HttpContextRef("https://h/c.tar")) == 222
+    text = "FROM busybox\nARG SOURCE_DATE_EPOCH\nRUN x\n"
+    image = lowered(text, build_args=given, epoch_source=times, main_context=repository)
+    assert variables(image)["SOURCE_DATE_EPOCH"] == "111"
+    assert "SOURCE_DATE_EPOCH" not in variables(lowered(text, build_args=given))
+
+
+def test_a_named_context_s_time():
+    contexts = {"src": HttpContextRef("https://h/c.tar")}
+    assert epoch(build_args={"SOURCE_DATE_EPOCH": "src"}, contexts=contexts, epoch_source=Times()) == 222
+
+
+def test_a_source_stage_s_time():
+    times = Times()
+    text = "ARG SOURCE_DATE_EPOCH=src\nFROM scratch AS src\nARG U=https://h/src.tar\nADD $U /\nFROM busybox\n"
+    assert epoch(text, epoch_source=times) == 222
+    assert times.asked == [HttpSource("https://h/src.tar", "src.tar")]
+    git = "FROM scratch AS src\nADD https://h/r.git#v1 /\nFROM busybox\n"
+    assert epoch(git, epoch_source=times, build_args={"SOURCE_DATE_EPOCH": "SRC"}) == 111
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("FROM busybox\n", "invalid SOURCE_DATE_EPOCH: src"),
+        ("FROM busybox AS src\nADD https://h/x /\n", "SOURCE_DATE_EPOCH stage must use FROM scratch"),
+        ("FROM scratch AS src\nCOPY x /\n", "SOURCE_DATE_EPOCH stage does not meet source-only requirements"),
+        ("FROM scratch AS src\nARG x\n", "SOURCE_DATE_EPOCH stage must contain exactly one remote ADD"),
+        ("FROM scratch AS src\nADD https://h/x /\nADD https://h/y /\n", "must contain exactly one remote ADD"),
+        ("FROM scratch AS src\nADD x /\n", "source must be a single HTTP(S) or Git ADD"),
+        ("FROM scratch AS src\nADD https://h/x https://h/y /\n", "must contain exactly one remote ADD source"),
+    ],
+)
+def test_a_wrong_epoch_is_refused(text, message):
+    with pytest.raises(DockerfileError) as caught:
+        epoch(text, build_args={"SOURCE_DATE_EPOCH": "src"})
+    assert message in str(caught.value)

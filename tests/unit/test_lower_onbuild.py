@@ -1,0 +1,193 @@
+"""ONBUILD triggers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import pytest
+
+from pybuild.builder.graph import (
+    Exec,
+    FileCopy,
+    ImageSource,
+    Scratch,
+    Vertex,
+)
+from pybuild.builder.lower import LoweredImage, LowerOptions, lower
+from pybuild.builder.protocols import ResolvedImage
+from pybuild.errors import PybuildError
+from pybuild.layers.descriptor import OCI_LAYER_GZIP, OCI_MANIFEST, Descriptor, Platform
+from pybuild.layers.digest import Digest
+from pybuild.layers.image import History, ImageConfig
+from pybuild.parser import parse
+from pybuild.parser.errors import DockerfileError
+
+AMD64 = Platform("linux", "amd64")
+ARM64 = Platform("linux", "arm64")
+
+
+class Images:
+    """Images in memory, by canonical reference. Answers as a registry would, and remembers what it was asked."""
+
+    def __init__(self, images: Mapping[str, ImageConfig]) -> None:
+        self.images = images
+        self.asked: list[tuple[str, str]] = []
+
+    def resolve(self, reference: str, *, platform: Platform, pull: bool) -> ResolvedImage:
+        self.asked.append((reference, str(platform)))
+        config = self.images.get(reference)
+        if config is None:
+            raise PybuildError("not found")
+        data = config.to_bytes()
+        layers = tuple(Descriptor(OCI_LAYER_GZIP, diff_id, 1) for diff_id in config.diff_ids)
+        manifest = Descriptor(OCI_MANIFEST, Digest.of(data), len(data))
+        return ResolvedImage(reference, manifest, Digest.of(data), config, layers)
+
+    def ensure_layers(self, image: ResolvedImage, *, on_progress: object) -> None:
+        raise AssertionError("lowering pulls no layers")
+
+
+def base_image(*, layers: int = 1, platform: Platform = AMD64, **fields: object) -> ImageConfig:
+    """A configuration with so many layers, each with its history entry."""
+    diff_ids = tuple(Digest.of(f"layer {number}".encode()) for number in range(layers))
+    history = tuple(History(created="2020-01-01T00:00:00Z", created_by=f"layer {number}") for number in range(layers))
+    fields = {"env": ("PATH=/bin",), "created": "2020-01-01T00:00:00Z", "history": history} | fields
+    return ImageConfig(platform=platform, diff_ids=diff_ids, **fields)  # type: ignore[arg-type]  # a test's shorthand
+
+
+BUSYBOX = "docker.io/library/busybox:latest"
+DEFAULT_IMAGES = {BUSYBOX: base_image(), "docker.io/library/alpine:latest": base_image(layers=2)}
+
+
+def lowered(text: str, images: Images | None = None, **options: object) -> LoweredImage:
+    """Lower a Dockerfile's text with busybox and alpine at hand."""
+    chosen: dict[str, object] = {"platform": AMD64} | options
+    source = images or Images(DEFAULT_IMAGES)
+    return lower(parse(text), LowerOptions(image_resolver=source, **chosen))  # type: ignore[arg-type]  # a test's shorthand
+
+
+def chain(image: LoweredImage) -> list[Vertex]:
+    """The target's vertexes from its root up, following input 0."""
+    out = [image.vertex]
+    while out[-1].inputs and not isinstance(out[-1].op, ImageSource | Scratch):
+        out.append(out[-1].inputs[0])
+    return out[::-1]
+
+
+def titles(image: LoweredImage) -> list[str]:
+    return [vertex.note.title for vertex in chain(image)]
+
+
+def created_by(image: LoweredImage) -> list[str]:
+    return [entry.created_by for entry in image.history]
+
+
+def last_run(image: LoweredImage) -> Exec:
+    assert isinstance(image.vertex.op, Exec)
+    return image.vertex.op
+
+
+def variables(image: LoweredImage) -> dict[str, str]:
+    return dict(last_run(image).env)
+
+
+TRIGGERS = {
+    BUSYBOX: base_image(on_build=("RUN echo 1", "COPY --from=alpine /a /b", "ENV X=1")),
+    "docker.io/library/alpine:latest": base_image(layers=2),
+}
+
+
+def executed(image: LoweredImage) -> list[str]:
+    return [vertex.op.args[-1] for vertex in chain(image) if isinstance(vertex.op, Exec)]
+
+
+def test_triggers_of_the_base_run_first_and_are_cleared():
+    image = lowered("FROM busybox\nRUN echo 2\n", Images(TRIGGERS))
+    assert executed(image) == ["echo 1", "echo 2"]
+    assert image.config.on_build == ()
+    assert "X=1" in image.config.env
+    assert created_by(image)[1:] == [
+        "RUN /bin/sh -c echo 1 # buildkit",
+        "COPY /a /b # buildkit",
+        "ENV X=1",
+        "RUN /bin/sh -c echo 2 # buildkit",
+    ]
+
+
+def test_triggers_are_marked_and_counted_in_titles():
+    image = lowered("FROM busybox AS x\nRUN echo 2\n", Images(TRIGGERS))
+    assert titles(image)[1:] == [
+        "[x 2/4] ONBUILD RUN echo 1",
+        "[x 3/4] ONBUILD COPY --from=alpine /a /b",
+        "[x 4/4] RUN echo 2",
+    ]
+    assert chain(image)[1].note.lines == (1, 1)
+
+
+def test_a_trigger_may_need_an_image_that_nothing_else_needs():
+    images = Images(TRIGGERS)
+    lowered("FROM busybox\n", images)
+    assert [reference for reference, _ in images.asked] == [BUSYBOX, "docker.io/library/alpine:latest"]
+
+
+def test_a_stage_built_on_the_stage_runs_no_triggers_again():
+    image = lowered("FROM busybox AS a\nRUN echo 2\nFROM a\nRUN echo 3\n", Images(TRIGGERS))
+    assert executed(image) == ["echo 1", "echo 2", "echo 3"]
+
+
+def test_triggers_of_a_stage_hold_for_stages_built_on_it():
+    image = lowered(
+        "FROM busybox AS base\nONBUILD RUN trigger\nRUN base\nFROM base AS mid\nRUN mid\nFROM mid\nRUN last\n"
+    )
+    assert executed(image) == ["base", "trigger", "mid", "last"]
+    assert image.config.on_build == ()
+    assert lowered("FROM busybox AS base\nONBUILD RUN x\n").config.on_build == ("RUN x",)
+
+
+def test_a_trigger_may_copy_from_a_stage_of_the_child():
+    text = "FROM alpine AS src\nRUN make\nFROM busybox AS base\nONBUILD COPY --from=src /in /out\nFROM base\nRUN last\n"
+    image = lowered(text)
+    copied = chain(image)[-2]
+    assert isinstance(copied.op, FileCopy)
+    assert isinstance(copied.inputs[1].op, Exec)
+
+
+def test_a_trigger_of_an_image_may_mount_a_stage_whose_base_has_triggers_too():
+    images = Images(
+        {
+            BUSYBOX: base_image(on_build=("RUN --mount=type=bind,target=/in,from=inputstage x",)),
+            "docker.io/library/first:latest": base_image(on_build=("COPY --from=docker.io/library/second /a /b",)),
+            "docker.io/library/second:latest": base_image(layers=3),
+        }
+    )
+    image = lowered("FROM first AS inputstage\nRUN y\nFROM busybox AS base\nRUN z\n", images)
+    assert executed(image) == ["x", "z"]
+    mounted = chain(image)[1].inputs[1]
+    assert isinstance(mounted.op, Exec)
+    assert isinstance(mounted.inputs[0].op, FileCopy)
+
+
+def test_a_trigger_with_a_heredoc():
+    image = lowered("FROM busybox AS base\nONBUILD RUN <<EOF\necho a\nEOF\nFROM base\n")
+    assert executed(image) == ["echo a\n"]
+    stored = lowered("FROM busybox\nONBUILD COPY <<EOF /d\nx\nEOF\n").config.on_build
+    again = lowered("FROM busybox\n", Images({BUSYBOX: base_image(on_build=stored)}))
+    assert isinstance(again.vertex.op, FileCopy)
+    assert again.vertex.op.inline[0].data == b"x\n"
+
+
+def test_a_broken_trigger_is_reported_at_the_from():
+    images = Images({BUSYBOX: base_image(on_build=("NOPE x",))})
+    with pytest.raises(DockerfileError, match="ONBUILD trigger of the base image can't be parsed") as caught:
+        lowered("# a\nFROM busybox\n", images)
+    assert caught.value.lines == (2, 2)
+
+
+def test_an_image_that_is_only_copied_from_has_its_triggers_ignored():
+    images = Images(
+        {
+            BUSYBOX: base_image(on_build=("COPY --from=nosuch / /",)),
+            **{k: v for k, v in TRIGGERS.items() if k != BUSYBOX},
+        }
+    )
+    lowered("FROM alpine\nCOPY --from=busybox / /\n", images)
