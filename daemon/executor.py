@@ -7,6 +7,7 @@ how that is done is ``daemon/sandbox.py``'s. Never writes below the root except 
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import select
 import threading
@@ -27,13 +28,17 @@ from pybuild.builder.protocols import (
 from pybuild.errors import Cancelled, PybuildError
 
 from . import capabilities
+from .forwarding import SocketForwarder
 from .launcher import LauncherProcess, RunningStep, StepExit, StepFailed, StepReady
 from .stubs import remove_stubs
+from .terminal import TerminalBridge, window_size
 
 if TYPE_CHECKING:
     from .sandbox import Request, StepMount
 
 DEFAULT_SHM_SIZE = 64 << 20
+POLL_MILLISECONDS = 100
+"""How often a running step looks whether it was cancelled."""
 
 # What Docker hides from containers and what it makes read-only there.
 MASKED_PATHS = (
@@ -185,21 +190,23 @@ class NamespaceExecutor:
         on_output: Callable[[int, bytes], None],
         cancel: threading.Event,
     ) -> ExitStatus:
-        ready: StepReady | None = None
+        made: tuple[tuple[bytes, bool], ...] = ()
         failed: StepFailed | None = None
         killed = False
-        try:
+        status: int | None = None
+        with contextlib.ExitStack() as companions:
+            # Stubs go last, when nothing of the step runs any more.
+            companions.callback(lambda: remove_stubs(spec.root.upper, made))
             poll = select.poll()
             poll.register(step, select.POLLIN)
             for fd in streams:
                 poll.register(fd, select.POLLIN)
             open_streams = dict(streams)
-            status: int | None = None
             while status is None or open_streams:
                 if cancel.is_set() and not killed:
                     step.kill()
                     killed = True
-                for fd, _ in poll.poll(100):
+                for fd, _ in poll.poll(POLL_MILLISECONDS):
                     if fd in open_streams:
                         data = os.read(fd, 1 << 16)
                         if data:
@@ -210,16 +217,13 @@ class NamespaceExecutor:
                         continue
                     match step.next_event():
                         case StepReady() as ready:
+                            made = ready.stubs
                             self._notices.update(dict.fromkeys(ready.notices))
+                            _accompany(spec, ready, companions)
                         case StepFailed() as failed:
                             pass
                         case StepExit(status):
                             poll.unregister(step)
-        finally:
-            if ready is not None:
-                for fd in ready.descriptors:
-                    os.close(fd)
-                remove_stubs(os.fsencode(spec.root.upper), ready.stubs)
         if killed:
             raise Cancelled()
         if failed is not None:
@@ -266,8 +270,19 @@ class NamespaceExecutor:
             "privileged": spec.insecure,
             "control_group_parent": expand_slice(spec.cgroup_parent),
             "oom_score_adj": 0,
-            "terminal": None,
+            "terminal": window_size(0) if spec.terminal else None,
         }
+
+
+def _accompany(spec: ProcessSpec, ready: StepReady, companions: contextlib.ExitStack) -> None:
+    """Start what lives beside the step: forwarding of its sockets, the bridge to its terminal."""
+    descriptors = list(ready.descriptors)
+    master = descriptors.pop() if spec.terminal else None
+    if descriptors:
+        upstreams = [mount.upstream for mount in spec.mounts if isinstance(mount, SocketMount)]
+        companions.enter_context(SocketForwarder(descriptors, upstreams))
+    if master is not None:
+        companions.enter_context(TerminalBridge(master))
 
 
 def _limit(limit: tuple[str, int, int]) -> tuple[int, int, int]:
@@ -297,8 +312,6 @@ def _mount(mount: ProcessMount) -> StepMount:
 
 
 def _failure(failed: StepFailed) -> PybuildError:
-    import errno
-
     if failed.kind == "program":
         missing = failed.number in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP)
         return ProgramNotStarted(failed.message, status=127 if missing else 126)

@@ -138,7 +138,12 @@ class LauncherProcess:
         code = f"import sys; sys.path.append({folder!r}); import sandbox; sandbox.main()"
         try:
             self._process = subprocess.Popen(
-                [self._python, "-I", "-S", "-c", code], stdin=theirs, stdout=subprocess.DEVNULL, close_fds=True, cwd="/", env={}
+                [self._python, "-I", "-S", "-c", code],
+                stdin=theirs.fileno(),
+                stdout=subprocess.DEVNULL,
+                close_fds=True,
+                cwd="/",
+                env={},
             )
         except OSError as error:
             ours.close()
@@ -169,7 +174,7 @@ class LauncherProcess:
     def run(self, request: Request, *, output: Sequence[int]) -> RunningStep:
         """Start a step with standard output and error on the descriptors ``output`` (the caller keeps and closes its own).
         Raises LauncherError."""
-        content = marshal.dumps(request)
+        content = marshal.dumps(request)  # type: ignore[arg-type]  # a TypedDict is a dict of plain values
         with self._lock:
             self._start()
             assert self._control is not None

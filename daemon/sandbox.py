@@ -19,23 +19,22 @@ at the end. Anything the engine sends there, or its end, kills the step.
 
 from __future__ import annotations
 
-import _signal
+import _signal  # type: ignore[import-not-found]  # signal itself imports enum and re: 5 ms more per start
 import _socket
 import ctypes
 import errno
 import fcntl
+import gc
 import marshal
 import os
 import select
 import struct
-import sys
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
-    from typing import Final, NoReturn, TypeAlias, TypedDict
+    from collections.abc import Sequence
+    from typing import NoReturn, TypeAlias, TypedDict
 
-    HostBind: TypeAlias = tuple[str, bytes, bytes, bool]
     StepMount: TypeAlias = tuple[object, ...]
 
     class Request(TypedDict):
@@ -72,9 +71,6 @@ if TYPE_CHECKING:
         control_group_parent: str
         oom_score_adj: int
         terminal: tuple[int, int] | None
-
-    Failure: TypeAlias = tuple[str, int, str]
-    Stub: TypeAlias = tuple[bytes, bool]
 
 
 # --- system calls ----------------------------------------------------------------------------------------------------
@@ -175,13 +171,17 @@ class SandboxFailure(Exception):
 def _check(result: int, what: str) -> int:
     if result < 0:
         number = ctypes.get_errno()
-        raise OSError(number, f"{what}: {os.strerror(number)}")
+        raise OSError(number, os.strerror(number), what)
     return result
 
 
 def _syscall(what: str, number: int, *arguments: int | bytes | ctypes.Array[ctypes.c_char] | None) -> int:
     converted = [
-        ctypes.c_long(argument) if isinstance(argument, int) else ctypes.c_char_p(None) if argument is None else argument
+        ctypes.c_long(argument)
+        if isinstance(argument, int)
+        else ctypes.c_char_p(None)
+        if argument is None
+        else argument
         for argument in arguments
     ]
     return _check(int(_libc.syscall(ctypes.c_long(number), *converted)), what)
@@ -272,6 +272,14 @@ def _mount_setattr(fd: int, attributes: int, *, recursive: bool) -> None:
     _syscall("mount_setattr", SYS_MOUNT_SETATTR, fd, b"", flags, arguments, len(arguments))
 
 
+def make_readonly(fd: int, *, attributes: int) -> None:
+    """Make the mount whose root ``fd`` is read-only; ``attributes`` are those it keeps."""
+    if Machine.modern_mounts:
+        _mount_setattr(fd, RDONLY, recursive=False)
+    else:
+        mount(b"none", fd_path(fd), flags=MS_BIND | MS_REMOUNT | MS_RDONLY | attributes)
+
+
 def fd_path(fd: int) -> bytes:
     """A path that names what ``fd`` has open, for calls that know paths only."""
     return b"/proc/self/fd/%d" % fd
@@ -288,7 +296,7 @@ def open_in_root(root: int, path: bytes) -> int:
             if error.errno == errno.ENOSYS:
                 break
             if error.errno != errno.EAGAIN:
-                raise OSError(error.errno, os.strerror(error.errno), os.fsdecode(path)) from None
+                raise OSError(error.errno, error.strerror, os.fsdecode(path)) from None
     return _walk(root, path, create=None, stubs=None)
 
 
@@ -306,7 +314,13 @@ def attach_filesystem(
         for key, value in (("source", kind), *options):
             how = FSCONFIG_SET_FLAG if value is None else FSCONFIG_SET_STRING
             _syscall(
-                f"{kind} option {key}", SYS_FSCONFIG, context, how, key.encode(), None if value is None else value.encode(), 0
+                f"{kind} option {key}",
+                SYS_FSCONFIG,
+                context,
+                how,
+                key.encode(),
+                None if value is None else value.encode(),
+                0,
             )
         _syscall(f"mount {kind}", SYS_FSCONFIG, context, FSCONFIG_CMD_CREATE, None, None, 0)
         fd = _syscall(f"mount {kind}", SYS_FSMOUNT, context, FSMOUNT_CLOEXEC, attributes)
@@ -416,7 +430,13 @@ def _walk(root: int, path: bytes, *, create: str | None, stubs: Stubs | None) ->
             except FileNotFoundError:
                 if create is None:
                     raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), os.fsdecode(path)) from None
-                fd = _make_stub(held[-1], name, b"/".join([*names, name]), directory=bool(pending) or create == "directory", stubs=stubs)
+                fd = _make_stub(
+                    held[-1],
+                    name,
+                    b"/".join([*names, name]),
+                    directory=bool(pending) or create == "directory",
+                    stubs=stubs,
+                )
             try:
                 target = os.readlink(b"", dir_fd=fd)
             except OSError:
@@ -479,10 +499,10 @@ def mount_overlay(lower: Sequence[bytes], upper: bytes, work: bytes, target: byt
 
     Layers are given as /proc/self/fd/N: no commas or colons to escape, and 4096 bytes (one page, mount(2)) hold 200 of them.
     """
-    fds = []
+    fds: list[int] = []
     try:
         for path in (upper, work, *reversed(lower)) if upper else reversed(lower):
-            fds.append(os.open(path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC))
+            fds += [os.open(path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)]
         layers = fds[2:] if upper else fds
         features = ["index=off", "redirect_dir=off", "metacopy=off"]
         if Machine.user_namespace:
@@ -491,10 +511,7 @@ def mount_overlay(lower: Sequence[bytes], upper: bytes, work: bytes, target: byt
             features.append("volatile")
             # The mark of an earlier volatile mount, which would refuse a second one (overlayfs.rst, "Volatile mount").
             # Nothing that was lost can have been counted on: a snapshot interrupted by a crash is discarded.
-            try:
-                os.rmdir(os.path.join(work, b"work/incompat/volatile"))
-            except OSError:
-                pass
+            _forget_volatile(work)
         if len(layers) > 200:
             _mount_long_overlay(fds, upper=bool(upper), features=features, target=target, attributes=attributes)
             return
@@ -516,8 +533,19 @@ def mount_overlay(lower: Sequence[bytes], upper: bytes, work: bytes, target: byt
             os.close(fd)
 
 
+def _forget_volatile(work: bytes) -> None:
+    mark = os.path.join(work, b"work/incompat/volatile")
+    try:
+        os.unlink(os.path.join(mark, b"dirty"))
+        os.rmdir(mark)
+    except OSError:
+        pass
+
+
 def _mount_long_overlay(fds: list[int], *, upper: bool, features: list[str], target: bytes, attributes: int) -> None:
-    options: list[tuple[str, str | None]] = [("lowerdir+", os.fsdecode(fd_path(fd))) for fd in (fds[2:] if upper else fds)]
+    options: list[tuple[str, str | None]] = [
+        ("lowerdir+", os.fsdecode(fd_path(fd))) for fd in (fds[2:] if upper else fds)
+    ]
     if upper:
         options += [("upperdir", os.fsdecode(fd_path(fds[0]))), ("workdir", os.fsdecode(fd_path(fds[1])))]
     for feature in features:
@@ -540,11 +568,15 @@ def _explain_overlay(error: OSError, upper: bytes) -> SandboxFailure:
     if _libc.statfs(ctypes.c_char_p(upper), buffer) == 0:
         kind = struct.unpack_from("=l" if struct.calcsize("l") == 4 else "=q", buffer)[0]
     if kind == OVERLAYFS_SUPER_MAGIC:
-        return SandboxFailure("overlay", "the store lies on an overlay file system, which can't hold another overlay's upper layer")
+        return SandboxFailure(
+            "overlay", "the store lies on an overlay file system, which can't hold another overlay's upper layer"
+        )
     if error.errno == errno.ENODEV:
         return SandboxFailure("overlay", "this kernel has no overlay file system")
     if error.errno == errno.EPERM:
-        return SandboxFailure("overlay", "this kernel doesn't let an ordinary user mount an overlay (Linux 5.11 or newer does)")
+        return SandboxFailure(
+            "overlay", "this kernel doesn't let an ordinary user mount an overlay (Linux 5.11 or newer does)"
+        )
     return SandboxFailure("overlay", f"can't mount the root file system: {error.strerror}", number=error.errno or 0)
 
 
@@ -565,7 +597,14 @@ def mount_root(request: Request, *, attributes: int) -> int:
 
 # --- standard mounts -------------------------------------------------------------------------------------------------
 
-STANDARD_DEVICES = ((b"null", 1, 3), (b"zero", 1, 5), (b"full", 1, 7), (b"random", 1, 8), (b"urandom", 1, 9), (b"tty", 5, 0))
+STANDARD_DEVICES = (
+    (b"null", 1, 3),
+    (b"zero", 1, 5),
+    (b"full", 1, 7),
+    (b"random", 1, 8),
+    (b"urandom", 1, 9),
+    (b"tty", 5, 0),
+)
 DEVICE_LINKS = (
     (b"fd", b"/proc/self/fd"),
     (b"stdin", b"/proc/self/fd/0"),
@@ -593,7 +632,9 @@ class Step:
         try:
             return open_target(self.root, path, directory=directory, stubs=self.stubs if remove else None)
         except OSError as error:
-            raise SandboxFailure("mount", f"can't mount on {os.fsdecode(path)}: {error.strerror}", number=error.errno or 0) from None
+            raise SandboxFailure(
+                "mount", f"can't mount on {os.fsdecode(path)}: {error.strerror}", number=error.errno or 0
+            ) from None
 
 
 def mount_proc(step: Step) -> None:
@@ -682,43 +723,65 @@ def _make_device(dev: int, name: bytes, *, kind: int, device: tuple[int, int], m
     os.close(target)
 
 
-def mount_sys(step: Step) -> None:
-    """/sys read-only with the step's control groups; the host's, bound, where its network namespace isn't ours."""
-    privileged = step.request["privileged"]
-    attributes = NOSUID | NODEV | NOEXEC | (0 if privileged else RDONLY)
-    target = step.target(b"sys", directory=True, remove=False)
+def prepare_sys() -> None:
+    """In the launcher: cover its /sys with what steps get to see, so that a step binds this tree instead of making a dozen mounts."""
+    root = os.open(b"/", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        mount_fresh_sys(root, attributes=NOSUID | NODEV | NOEXEC)
+    except OSError:
+        pass  # a user namespace below the host's network: steps get the host's /sys, read-only
+    finally:
+        os.close(root)
+
+
+def mount_fresh_sys(root: int, *, attributes: int) -> list[str]:
+    """Mount sysfs and the control groups that this process sees below ``root``; returns notices. Raises OSError when sysfs is
+    refused, which is so where this network namespace belongs to another user namespace."""
+    target = open_in_root(root, b"sys")
     try:
         attach_filesystem("sysfs", target, attributes=attributes)
-    except OSError as error:
-        if error.errno != errno.EPERM:
-            raise
-        source = os.open(b"/sys", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-        attach_tree(source, target, attributes=attributes, recursive=True)
-        os.close(source)
+    finally:
         os.close(target)
-        return
-    os.close(target)
     try:
-        point = open_in_root(step.root, b"sys/fs/cgroup")
-    except OSError:
-        return
-    try:
-        mount_control_groups(step, point, attributes=attributes)
+        mount_control_groups(root, attributes=attributes)
     except OSError as error:
-        step.notices.append(f"/sys/fs/cgroup is empty in steps: {error.strerror}")
-    os.close(point)
+        return [f"/sys/fs/cgroup is empty in steps: {error.strerror}"]
+    return []
 
 
-def mount_control_groups(step: Step, point: int, *, attributes: int) -> None:
-    """What the host has at /sys/fs/cgroup, seen from the step's own groups: one version 2 tree or a folder of version 1 ones."""
+def mount_sys(step: Step, *, own: bool) -> None:
+    """/sys read-only: a fresh one if the step has a network or control groups of its own, else the launcher's."""
+    privileged = step.request["privileged"]
+    attributes = NOSUID | NODEV | NOEXEC | (0 if privileged else RDONLY)
+    os.close(step.target(b"sys", directory=True, remove=False))
+    if own:
+        try:
+            step.notices += mount_fresh_sys(step.root, attributes=attributes)
+            return
+        except OSError as error:
+            if error.errno != errno.EPERM:
+                raise
+    source = os.open(b"/sys", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    target = open_in_root(step.root, b"sys")
+    attach_tree(source, target, attributes=attributes, recursive=True)
+    os.close(source)
+    os.close(target)
+
+
+def mount_control_groups(root: int, *, attributes: int) -> None:
+    """What the host has at /sys/fs/cgroup, seen from this process's own groups: one version 2 tree, or a folder of version 1 ones."""
     hierarchies = control_group_paths("self")
-    if list(hierarchies) == [""]:
-        attach_filesystem("cgroup2", point, attributes=attributes)
-        return
     if not hierarchies:
         return
-    attach_filesystem("tmpfs", point, options=(("mode", "755"),), attributes=NOSUID | NODEV | NOEXEC)
-    folder = open_in_root(step.root, b"sys/fs/cgroup")
+    point = open_in_root(root, b"sys/fs/cgroup")
+    try:
+        if list(hierarchies) == [""]:
+            attach_filesystem("cgroup2", point, attributes=attributes)
+            return
+        attach_filesystem("tmpfs", point, options=(("mode", "755"),), attributes=NOSUID | NODEV | NOEXEC)
+    finally:
+        os.close(point)
+    folder = open_in_root(root, b"sys/fs/cgroup")
     for controllers in hierarchies:
         name = (controllers or "unified").removeprefix("name=").encode()
         os.mkdir(name, 0o755, dir_fd=folder)
@@ -734,10 +797,7 @@ def mount_control_groups(step: Step, point: int, *, attributes: int) -> None:
             for part in controllers.split(","):
                 os.symlink(name, part.encode(), dir_fd=folder)
     if attributes & RDONLY:
-        if Machine.modern_mounts:
-            _mount_setattr(folder, RDONLY, recursive=False)
-        else:
-            mount(b"none", fd_path(folder), flags=MS_BIND | MS_REMOUNT | attributes)
+        make_readonly(folder, attributes=attributes)
     os.close(folder)
 
 
@@ -811,21 +871,31 @@ def _give(fd: int, owner: tuple[int, int], name: str) -> None:
     try:
         os.chown(fd_path(fd), *owner)
     except OSError as error:
-        raise SandboxFailure("identity", f"can't give {name} to {owner[0]}:{owner[1]}: {error.strerror}", number=error.errno or 0) from None
+        raise SandboxFailure(
+            "identity", f"can't give {name} to {owner[0]}:{owner[1]}: {error.strerror}", number=error.errno or 0
+        ) from None
 
 
 def _bind_host(step: Step, source: bytes, path: bytes, *, readonly: bool) -> None:
     try:
         fd = os.open(source, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
     except OSError as error:
-        raise SandboxFailure("mount", f"can't mount {os.fsdecode(source)} on {os.fsdecode(path)}: {error.strerror}") from None
+        raise SandboxFailure(
+            "mount", f"can't mount {os.fsdecode(source)} on {os.fsdecode(path)}: {error.strerror}"
+        ) from None
+    if os.fstat(fd).st_mode & 0o170000 == 0o120000:
+        raise SandboxFailure(
+            "mount", f"can't mount {os.fsdecode(source)} on {os.fsdecode(path)}: it is a symbolic link"
+        )
     target = step.target(path, directory=is_directory_fd(fd))
     attach_tree(fd, target, attributes=step.nodev | (RDONLY if readonly else 0), recursive=True)
     os.close(fd)
     os.close(target)
 
 
-def _bind_overlay(step: Step, lower: list[bytes], source: bytes, path: bytes, *, readonly: bool, scratch: bytes) -> None:
+def _bind_overlay(
+    step: Step, lower: list[bytes], source: bytes, path: bytes, *, readonly: bool, scratch: bytes
+) -> None:
     upper = os.path.join(scratch, b"upper")
     work = os.path.join(scratch, b"work")
     for folder in (upper, work):
@@ -846,7 +916,9 @@ def _bind_overlay(step: Step, lower: list[bytes], source: bytes, path: bytes, *,
     try:
         shown = open_in_root(mounted, source)
     except OSError as error:
-        raise SandboxFailure("mount", f"can't mount {os.fsdecode(source)} on {os.fsdecode(path)}: {error.strerror}") from None
+        raise SandboxFailure(
+            "mount", f"can't mount {os.fsdecode(source)} on {os.fsdecode(path)}: {error.strerror}"
+        ) from None
     target = step.target(path, directory=is_directory_fd(shown))
     attach_tree(shown, target, attributes=step.nodev | (RDONLY if readonly else 0))
     for fd in (shown, mounted, target):
@@ -1006,7 +1078,9 @@ def find_program(name: bytes, environment: dict[bytes, bytes]) -> bytes:
             if error.errno == errno.EACCES:
                 raise SandboxFailure("program", f'exec: "{shown}": permission denied', number=errno.EACCES) from None
             reason = (error.strerror or "").lower()
-            raise SandboxFailure("program", f'exec: "{shown}": stat {shown}: {reason}', number=error.errno or 0) from None
+            raise SandboxFailure(
+                "program", f'exec: "{shown}": stat {shown}: {reason}', number=error.errno or 0
+            ) from None
         if status.st_mode & 0o170000 == 0o040000:
             raise SandboxFailure("program", f'exec: "{shown}": is a directory', number=errno.EISDIR)
         if not os.access(name, os.X_OK):
@@ -1025,17 +1099,18 @@ def find_program(name: bytes, environment: dict[bytes, bytes]) -> bytes:
 # --- one step --------------------------------------------------------------------------------------------------------
 
 
-def set_up(request: Request, *, controlled: bool) -> Step:
+def set_up(request: Request, groups: StepGroups) -> Step:
     """Build everything around the program: mounts, host name, network. Runs in the step's new namespaces."""
+    own_sys = request["privileged"] or request["new_network"] or bool(groups.made)
     # Nothing mounted from here on may reach another namespace, and nothing mounted elsewhere may come in.
     mount(b"none", b"/", flags=MS_REC | MS_PRIVATE)
     # Without a device control group a step could make the host's disk with mknod and open it, so devices are
     # made unusable on everything it can write to. A user namespace can't make any (mknod(2)).
-    nodev = NODEV if not (controlled or request["privileged"] or Machine.user_namespace) else 0
+    nodev = NODEV if not (groups.devices or request["privileged"] or Machine.user_namespace) else 0
     step = Step(request, mount_root(request, attributes=nodev), nodev=nodev)
     mount_proc(step)
     mount_dev(step)
-    mount_sys(step)
+    mount_sys(step, own=own_sys)
     open_scratch(step)
     for path, data in request["files"]:
         _bind_data(step, path, data, mode=0o644, owner=(0, 0), attributes=RDONLY | NOSUID | NODEV | NOEXEC)
@@ -1057,10 +1132,11 @@ def os_set_hostname(name: str) -> None:
 
 def bring_up_loopback() -> None:
     """Set the loopback interface of a new network namespace up (netdevice(7))."""
-    with _socket.socket(_socket.AF_INET, _socket.SOCK_DGRAM) as link:  # type: ignore[attr-defined]  # _socket's stub lacks __enter__
-        answer = fcntl.ioctl(link.fileno(), SIOCGIFFLAGS, struct.pack("16sh22x", b"lo", 0))
-        flags = struct.unpack_from("16sh", answer)[1]
-        fcntl.ioctl(link.fileno(), SIOCSIFFLAGS, struct.pack("16sh22x", b"lo", flags | IFF_UP))
+    link = _socket.socket(_socket.AF_INET, _socket.SOCK_DGRAM)
+    answer = fcntl.ioctl(link.fileno(), SIOCGIFFLAGS, struct.pack("16sh22x", b"lo", 0))
+    flags = struct.unpack_from("16sh", answer)[1]
+    fcntl.ioctl(link.fileno(), SIOCSIFFLAGS, struct.pack("16sh22x", b"lo", flags | IFF_UP))
+    link.close()
 
 
 def enter_root(step: Step) -> None:
@@ -1094,7 +1170,7 @@ def run_step(request: Request, channel: _socket.socket, output: tuple[int, int],
         _signal.pthread_sigmask(_signal.SIG_SETMASK, ())
         os.umask(0o022)
         os.setsid()
-        step = set_up(request, controlled=groups.devices)
+        step = set_up(request, groups)
         step.notices += groups.notices
         enter_root(step)
         descriptors = [listener.fileno() for listener in step.listeners]
@@ -1116,12 +1192,14 @@ def run_step(request: Request, channel: _socket.socket, output: tuple[int, int],
         except PermissionError:
             entered = False  # perhaps only the step's own user may enter
         except OSError as error:
-            raise SandboxFailure("setup", f"can't enter the working directory {os.fsdecode(cwd)}: {error.strerror}") from None
+            raise SandboxFailure(
+                "setup", f"can't enter the working directory {os.fsdecode(cwd)}: {error.strerror}"
+            ) from None
         for resource, soft, hard in request["rlimits"]:
             _set_limit(resource, soft, hard)
         if request["oom_score_adj"]:
-            with open("/proc/self/oom_score_adj", "w") as text:
-                text.write(str(request["oom_score_adj"]))
+            with open("/proc/self/oom_score_adj", "w") as score:
+                score.write(str(request["oom_score_adj"]))
         keyctl = SYS_KEYCTL.get(os.uname().machine)
         if keyctl is not None:
             try:
@@ -1136,7 +1214,9 @@ def run_step(request: Request, channel: _socket.socket, output: tuple[int, int],
             try:
                 os.chdir(cwd)
             except OSError as error:
-                raise SandboxFailure("setup", f"can't enter the working directory {os.fsdecode(cwd)}: {error.strerror}") from None
+                raise SandboxFailure(
+                    "setup", f"can't enter the working directory {os.fsdecode(cwd)}: {error.strerror}"
+                ) from None
         # Last, because a change of identity clears it (prctl(2)).
         prctl(PR_SET_PDEATHSIG, _signal.SIGKILL)
         send(channel, ("ready", step.stubs.made, step.notices), descriptors)
@@ -1144,12 +1224,23 @@ def run_step(request: Request, channel: _socket.socket, output: tuple[int, int],
         _execute(program, request["args"], environment)
     except SandboxFailure as failure:
         send(channel, ("failed", failure.kind, failure.number, failure.message), ())
+    except OSError as error:
+        send(channel, ("failed", "setup", error.errno or 0, f"can't set up the step: {_describe(error)}"), ())
     except BaseException as error:
-        number = error.errno if isinstance(error, OSError) else None
-        line = error.__traceback__.tb_lineno if error.__traceback__ is not None and not isinstance(error, OSError) else 0
-        text = f"{error}" if not line else f"{type(error).__name__}: {error} (line {line})"
-        send(channel, ("failed", "setup", number or 0, text), ())
+        trace = error.__traceback__
+        while trace is not None and trace.tb_next is not None:
+            trace = trace.tb_next
+        line = trace.tb_lineno if trace is not None else 0
+        send(
+            channel, ("failed", "setup", 0, f"can't set up the step: {type(error).__name__}: {error} (line {line})"), ()
+        )
     os._exit(126)
+
+
+def _describe(error: OSError) -> str:
+    if error.filename is None:
+        return error.strerror or str(error)
+    return f"{os.fsdecode(error.filename)}: {error.strerror}"
 
 
 def _execute(program: bytes, args: list[bytes], environment: dict[bytes, bytes]) -> NoReturn:
@@ -1262,7 +1353,18 @@ def restrict_devices_v2(folder: bytes) -> None:
     code = ctypes.create_string_buffer(device_program())
     license_name = ctypes.create_string_buffer(b"Apache-2.0")
     length = (len(code) - 1) // 8
-    load = struct.pack("=IIQQIIQII", BPF_PROG_TYPE_CGROUP_DEVICE, length, ctypes.addressof(code), ctypes.addressof(license_name), 0, 0, 0, 0, 0)
+    load = struct.pack(
+        "=IIQQIIQII",
+        BPF_PROG_TYPE_CGROUP_DEVICE,
+        length,
+        ctypes.addressof(code),
+        ctypes.addressof(license_name),
+        0,
+        0,
+        0,
+        0,
+        0,
+    )
     load = load.ljust(120, b"\0")
     program = _syscall("bpf", number, BPF_PROG_LOAD, load, len(load))
     try:
@@ -1277,97 +1379,120 @@ def restrict_devices_v2(folder: bytes) -> None:
 
 
 class StepGroups:
-    """The control groups of one step: made by the launcher, joined by the step, removed by the launcher."""
+    """The control groups that one step is moved into: ``made`` for it, or ``joined`` as they are.
 
-    def __init__(self, folders: list[bytes], *, devices: bool, notices: list[str]) -> None:
-        self.folders = folders
+    ``devices``: True if they, or the launcher's own, guard devices.
+    """
+
+    def __init__(self, made: list[bytes], *, devices: bool, notices: list[str]) -> None:
+        self.made = made
+        self.joined: list[bytes] = []
         self.devices = devices
         self.notices = notices
 
     def join(self) -> None:
         """Move this process into the groups and make their view its root. Before any other process is forked."""
-        for folder in self.folders:
-            try:
-                with open(folder + b"/cgroup.procs", "wb", buffering=0) as text:
-                    text.write(b"0")
-            except OSError as error:
-                self.notices.append(f"control group {os.fsdecode(folder)} can't be used: {error.strerror}")
+        for folder in (*self.made, *self.joined):
+            if not _join_group(folder):
+                self.notices.append(f"control group {os.fsdecode(folder)} can't be joined")
                 self.devices = False
-        try:
-            unshare(CLONE_NEWCGROUP)
-        except OSError:
-            pass  # a kernel without control groups
+        if self.made:
+            _unshare_control_groups()
 
     def remove(self) -> bool:
         """Remove the groups; False if one is still busy."""
-        remaining = []
-        for folder in self.folders:
-            try:
-                os.rmdir(folder)
-            except FileNotFoundError:
-                continue
-            except OSError:
-                remaining.append(folder)
-        self.folders = remaining
-        return not remaining
+        self.made = [folder for folder in self.made if not _remove_group(folder)]
+        return not self.made
 
 
 class ControlGroups:
-    """Makes groups for steps below this process's own (or a given parent), where the host lets it.
+    """Makes groups below this process's own, or below a given parent, where the host lets it.
 
-    Version 1: the devices hierarchy, and every other one when a parent is named. Version 2: the one tree.
+    The launcher lives in a group of its own that has the device rules, and its steps with it: moving a process between groups
+    waits for a grace period of the kernel (some 10 ms), being born in one costs nothing. Only a step that asks for a
+    parent, or for all devices, is moved. Version 1: the devices hierarchy, and every other one when a parent is named;
+    version 2: the one tree.
     """
 
     def __init__(self) -> None:
         self.mounts = control_group_mounts()
         self.own = control_group_paths("self")
+        self.name = b"pybuild-%d" % os.getpid()
         self.count = 0
-        self.prefix = b"pybuild-%d-" % int(os.readlink("/proc/self"))
-        self.abandoned: list[StepGroups] = []
-        self.base: dict[str, bytes] = {}
-        self.device_base = self._find_device_base()
+        self.busy: list[StepGroups] = []
+        self.devices: str | None = next((name for name in self.mounts if "devices" in name.split(",")), None)
+        if self.devices is None and "" in self.mounts:
+            self.devices = ""
+        self.base: bytes | None = None
+
+    def make_base(self) -> None:
+        """Make the launcher's group, after removing those that killed launchers left. Without one devices go unguarded."""
+        if self.devices is None or Machine.user_namespace:
+            return
+        parent = self._folder(self.devices, "")
+        folder = os.path.join(parent, self.name)
+        try:
+            for name in os.listdir(parent):
+                if name.startswith(b"pybuild-"):
+                    _remove_group(os.path.join(parent, name))
+            os.mkdir(folder, 0o755)
+            self._restrict(folder)
+            self.base = folder
+        except OSError:
+            _remove_group(folder)
+
+    def join_base(self) -> None:
+        """Move this process, the launcher, into its group, and make that the root of what it and its steps see."""
+        if self.base is not None and not _join_group(self.base):
+            self.base = None
+        _unshare_control_groups()
+
+    def hold(self) -> None:
+        """Keep a way to the hierarchies that stays when something else is mounted on /sys."""
+        for hierarchy, (point, root) in self.mounts.items():
+            fd = os.open(point, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+            self.mounts[hierarchy] = (fd_path(fd), root)
+
+    def remove_base(self) -> None:
+        """Remove the launcher's group, once the launcher is dead."""
+        if self.base is not None:
+            _remove_group(self.base)
 
     def _folder(self, hierarchy: str, parent: str) -> bytes:
-        point, shown = self.mounts[hierarchy]
+        point, root = self.mounts[hierarchy]
         if parent:
             return os.path.join(point, parent.strip("/").encode())
         path = self.own.get(hierarchy, "/").encode()
-        inside = path[len(shown) :] if shown != b"/" and (path + b"/").startswith(shown + b"/") else path
-        return os.path.join(point, inside.strip(b"/")) if shown == b"/" or inside != path else point
-
-    def _find_device_base(self) -> str | None:
-        for hierarchy in self.mounts:
-            if "devices" in hierarchy.split(","):
-                return hierarchy
-        return "" if "" in self.mounts else None
+        # A mount may show a part of the hierarchy only; paths count from its top unless it is another namespace's.
+        if root != b"/" and (path + b"/").startswith(root + b"/"):
+            path = path[len(root) :]
+        return os.path.join(point, path.strip(b"/"))
 
     def make(self, *, parent: str, privileged: bool) -> StepGroups:
         """Groups for a step, as far as they can be made; what can't be is told in its notices if it was asked for."""
-        groups = StepGroups([], devices=False, notices=[])
-        if Machine.user_namespace and not parent and self.device_base:
-            return groups  # devices need no guarding there
-        if parent:
-            hierarchies = [name for name in self.mounts if name or self.device_base == ""]
-        else:
-            hierarchies = [] if self.device_base is None else [self.device_base]
+        groups = StepGroups([], devices=self.base is not None and not privileged, notices=[])
+        if not parent:
+            if privileged and self.base is not None and self.devices is not None:
+                groups.joined.append(self._folder(self.devices, ""))
+            return groups
         self.count += 1
-        for hierarchy in hierarchies:
-            folder = os.path.join(self._folder(hierarchy, parent), self.prefix + b"%d" % self.count)
+        for hierarchy in self.mounts:
+            if not hierarchy and self.devices != "":
+                continue  # a version 2 tree without controllers beside version 1 hierarchies
+            folder = os.path.join(self._folder(hierarchy, parent), self.name + b"-%d" % self.count)
             try:
-                os.makedirs(folder, 0o755)
-                groups.folders.append(folder)
-                if "cpuset" in hierarchy.split(","):
-                    _inherit_cpuset(folder)
-                if hierarchy == self.device_base and not privileged:
-                    self._restrict(folder, hierarchy)
-                    groups.devices = True
+                _make_group(folder, cpuset="cpuset" in hierarchy.split(","))
+                groups.made.append(folder)
+                if hierarchy == self.devices and not privileged and not Machine.user_namespace:
+                    self._restrict(folder)
             except OSError as error:
-                if parent:
-                    groups.notices.append(f"control group {os.fsdecode(folder)} can't be used: {error.strerror}")
+                groups.notices.append(f"control group {os.fsdecode(folder)} can't be used: {error.strerror}")
+                if hierarchy == self.devices:
+                    groups.devices = False
         return groups
 
-    def _restrict(self, folder: bytes, hierarchy: str) -> None:
-        if not hierarchy:
+    def _restrict(self, folder: bytes) -> None:
+        if not self.devices:
             restrict_devices_v2(folder)
             return
         for name, rules in ((b"/devices.deny", ("a",)), (b"/devices.allow", DEVICE_RULES)):
@@ -1377,14 +1502,48 @@ class ControlGroups:
 
     def remove(self, groups: StepGroups) -> None:
         """Remove a step's groups, and those of earlier steps that were still busy then."""
-        self.abandoned.append(groups)
-        self.abandoned = [one for one in self.abandoned if not one.remove()]
+        self.busy.append(groups)
+        self.busy = [one for one in self.busy if not one.remove()]
 
 
-def _inherit_cpuset(folder: bytes) -> None:
-    """A new version 1 cpuset is empty and takes no process (cgroup-v1/cpusets.rst): give it its parent's."""
-    for name in (b"cpuset.cpus", b"cpuset.mems"):
-        with open(os.path.join(os.path.dirname(folder), name), "rb") as text:
+def _unshare_control_groups() -> None:
+    try:
+        unshare(CLONE_NEWCGROUP)
+    except OSError:
+        pass  # a kernel without control groups
+
+
+def _join_group(folder: bytes) -> bool:
+    try:
+        with open(folder + b"/cgroup.procs", "wb", buffering=0) as text:
+            text.write(b"0")
+    except OSError:
+        return False
+    return True
+
+
+def _remove_group(folder: bytes) -> bool:
+    try:
+        os.rmdir(folder)
+    except FileNotFoundError:
+        return True
+    except OSError:
+        return False
+    return True
+
+
+def _make_group(folder: bytes, *, cpuset: bool) -> None:
+    """Make a group and its missing parents. A new version 1 cpuset is empty and takes no process (cgroup-v1/cpusets.rst), so
+    each gets its parent's."""
+    parent = os.path.dirname(folder)
+    if not os.path.isdir(parent):
+        _make_group(parent, cpuset=cpuset)
+    try:
+        os.mkdir(folder, 0o755)
+    except FileExistsError:
+        return
+    for name in (b"cpuset.cpus", b"cpuset.mems") if cpuset else ():
+        with open(os.path.join(parent, name), "rb") as text:
             value = text.read()
         with open(os.path.join(folder, name), "wb", buffering=0) as text:
             text.write(value)
@@ -1395,9 +1554,13 @@ def _inherit_cpuset(folder: bytes) -> None:
 
 def send(channel: _socket.socket, message: tuple[object, ...], descriptors: Sequence[int]) -> None:
     """Send one marshalled message with descriptors; a peer that has gone doesn't matter."""
-    extra = [(_socket.SOL_SOCKET, _socket.SCM_RIGHTS, struct.pack(f"{len(descriptors)}i", *descriptors))] if descriptors else []
+    extra = (
+        [(_socket.SOL_SOCKET, _socket.SCM_RIGHTS, struct.pack(f"{len(descriptors)}i", *descriptors))]
+        if descriptors
+        else []
+    )
     try:
-        channel.sendmsg([marshal.dumps(message)], extra)
+        channel.sendmsg([marshal.dumps(message)], extra)  # type: ignore[arg-type]  # nested tuples of plain values
     except OSError:
         pass
 
@@ -1418,10 +1581,10 @@ def receive(channel: _socket.socket, limit: int) -> tuple[bytes, list[int]]:
 class Launcher:
     """Starts steps on request, tells how they ended, and kills those whose engine no longer listens."""
 
-    def __init__(self, control: _socket.socket) -> None:
+    def __init__(self, control: _socket.socket, groups: ControlGroups) -> None:
         self.control = control
         self.steps: dict[int, tuple[_socket.socket, StepGroups]] = {}
-        self.groups = ControlGroups()
+        self.groups = groups
         self.poll = select.poll()
 
     def serve(self) -> None:
@@ -1440,7 +1603,12 @@ class Launcher:
                 elif fd == wake_read:
                     os.read(wake_read, 4096)
                 elif fd in by_channel:
-                    # The engine cancels the step, or has gone.
+                    # The engine cancels the step, or has gone. What it said must be read: closing a socket with
+                    # something unread resets the connection, and the engine would miss how the step ended.
+                    try:
+                        os.read(fd, 16)
+                    except OSError:
+                        pass
                     self.poll.unregister(fd)
                     os.kill(by_channel.pop(fd), _signal.SIGKILL)
             self.reap(by_channel)
@@ -1510,22 +1678,32 @@ def main() -> None:
     os.dup2(null, 0)
     os.close(null)
     _signal.signal(_signal.SIGINT, _signal.SIG_IGN)
+    # Nothing here makes cycles worth collecting, and a collection would touch, so copy, every page in a step.
+    gc.disable()
+    Machine.user_namespace = in_user_namespace()
+    groups = ControlGroups()
+    groups.make_base()
     try:
         process = clone(CLONE_NEWPID | CLONE_NEWNS)
     except OSError as error:
         send(control, ("failed", "setup", error.errno or 0, f"can't make namespaces: {error.strerror}"), ())
+        groups.remove_base()
         os._exit(1)
     if process == 0:
         prctl(PR_SET_PDEATHSIG, _signal.SIGKILL)
         mount(b"none", b"/", flags=MS_REC | MS_SLAVE)
         examine()
-        launcher = Launcher(control)
+        groups.join_base()
+        groups.hold()
+        prepare_sys()
+        launcher = Launcher(control, groups)
         send(control, ("started", Machine.modern_mounts), ())
         launcher.serve()
         launcher.stop()
         os._exit(0)
     control.close()
     os.waitpid(process, 0)
+    groups.remove_base()
     os._exit(0)
 
 

@@ -94,7 +94,10 @@ def _compile(bounding: int, machine: str, kernel: tuple[int, int]) -> bytes:
             continue
         table = _table(profile, architecture, answers)
         if architecture == "x86_64":
-            table = [*_below(table, X32_BIT), *((start | X32_BIT, answer) for start, answer in _table(profile, "x32", answers))]
+            table = [
+                *_below(table, X32_BIT),
+                *((start | X32_BIT, answer) for start, answer in _table(profile, "x32", answers)),
+            ]
         body = [(LOAD_WORD, 0, 0, OFFSET_NUMBER), *_search(table, big_endian=machine in BIG_ENDIAN)]
         sections[profile["audit"][architecture]] = body
     program: list[Instruction] = [(LOAD_WORD, 0, 0, OFFSET_ARCHITECTURE)]
@@ -240,7 +243,9 @@ def _condition(condition: Condition, action: int, *, big_endian: bool) -> list[I
             raise ValueError(condition.operator)
 
 
-def evaluate(program: bytes, *, audit: int, number: int, arguments: tuple[int, ...] = (), big_endian: bool = False) -> int:
+def evaluate(
+    program: bytes, *, audit: int, number: int, arguments: tuple[int, ...] = (), big_endian: bool = False
+) -> int:
     """Run a program as the kernel would, on one call, and give its return value. For tests and for looking at a profile."""
     arguments = (*arguments, 0, 0, 0, 0, 0, 0)[:6]
     data = struct.pack((">" if big_endian else "<") + "IIQ6Q", number, audit, 0, *arguments)
