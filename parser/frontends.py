@@ -6,14 +6,13 @@ same language. Never pulls a frontend.
 
 from __future__ import annotations
 
-import json
 import re
 
 from .dockerfile import Syntax
 from .lines import ParseWarning
 from .source import BOM, Source
 
-LANGUAGE_VERSION = (1, 24)
+LANGUAGE_VERSION = (1, 22)
 """The newest release of docker/dockerfile whose language is implemented."""
 
 _DIRECTIVE = re.compile(r"([a-zA-Z][a-zA-Z0-9]*)[\t\n\f\r ]*=[\t\n\f\r ]*(.+?)[\t\n\f\r ]*")
@@ -35,6 +34,8 @@ def detect_directive(text: str, name: str, *, any_form: bool) -> Syntax | None:
         if found is not None:
             return found
     if any_form and body.lstrip().startswith("{"):
+        import json  # almost no Dockerfile needs it
+
         try:
             document = json.loads(body)
         except (ValueError, RecursionError):

@@ -31,8 +31,8 @@ class InstructionBuilder:
         self, line: LogicalLine, *, escape: str, heredocs: Sequence[tuple[ast.Heredoc, str]], end: ast.Position,
         comments: tuple[str, ...],
     ) -> None:  # fmt: skip
-        self._line = line
-        self._escape = escape
+        self.line = line
+        self.escape = escape
         self._bodies = heredocs
         self._end = end
         self._comments = comments
@@ -44,9 +44,10 @@ class InstructionBuilder:
             tree = parse(tokens)
         except UnexpectedToken as error:
             raise wrong_arguments(tokens, error) from None
-        return self._instruction(tree)
+        return self.instruction(tree)
 
-    def _instruction(self, node: Node) -> ast.Instruction:
+    def instruction(self, node: Node) -> ast.Instruction:
+        """The instruction of a tree; ONBUILD asks for that of its trigger."""
         keyword = node.children[0]
         assert isinstance(keyword, Token)
         flag_tokens: list[Token] = []
@@ -56,7 +57,7 @@ class InstructionBuilder:
                 flag_tokens.append(child)
             else:
                 rest.append(child)
-        line = self._line
+        line = self.line
         start = line.position(keyword.start)
         common = {
             "span": ast.Span(start, self._end),
@@ -74,19 +75,19 @@ class InstructionBuilder:
     # Pieces
 
     def word(self, token: Token) -> ast.Word:
-        return ast.Word(token.text, self._line.span(token.start, token.end), self._escape)
+        return ast.Word(token.text, self.line.span(token.start, token.end), self.escape)
 
     def flag_word(self, token: Token | None) -> ast.Word | None:
         """The value of a flag as a word; its span is the value's where the flag is written without quotes and escapes."""
         if token is None:
             return None
         value = flag_value(token) or ""
-        return ast.Word(value, self._value_span(token, len(token.text) - len(value), len(token.text)), self._escape)
+        return ast.Word(value, self._value_span(token, len(token.text) - len(value), len(token.text)), self.escape)
 
     def _value_span(self, token: Token, start: int, end: int) -> ast.Span:
         if token.end - token.start == len(token.text):
-            return self._line.span(token.start + start, token.start + end)
-        return self._line.span(token.start, token.end)
+            return self.line.span(token.start + start, token.start + end)
+        return self.line.span(token.start, token.end)
 
     def _heredoc(self) -> ast.Heredoc:
         heredoc, _ = self._bodies[self._next_heredoc]
@@ -115,7 +116,7 @@ class InstructionBuilder:
             assert isinstance(key, Token)
             assert isinstance(value, Token)
             legacy = legacy or node.rule == "legacy"
-            pairs.append(ast.KeyValue(self.word(key), self.word(value), self._line.span(key.start, value.end)))
+            pairs.append(ast.KeyValue(self.word(key), self.word(value), self.line.span(key.start, value.end)))
         return tuple(pairs), legacy
 
     def transfer(self, nodes: Sequence[Node | Token]) -> tuple[tuple[ast.Word | ast.Heredoc, ...], ast.Word]:
@@ -134,7 +135,7 @@ class InstructionBuilder:
         """Of ``--mount``: typed, and checked as far as no variable hides a value."""
         value = flag_value(token) or ""
         offset = len(token.text) - len(value)
-        span = self._line.span(token.start, token.end)
+        span = self.line.span(token.start, token.end)
         try:
             fields = csv_spans(value)
         except ValueError as error:
@@ -154,15 +155,15 @@ class InstructionBuilder:
                 raise self._mount_fault(error, token, offset, (start, end)) from None
             word = None
             if text is not None:
-                word = ast.Word(text, self._value_span(token, offset + end - len(text), offset + end), self._escape)
+                word = ast.Word(text, self._value_span(token, offset + end - len(text), offset + end), self.escape)
             if key == "type" and word is not None:
                 type_word = word
                 continue
             options.append((key, word))
-            if text is None or variable_free(text, escape=self._escape):
+            if text is None or variable_free(text, escape=self.escape):
                 known.append((key, text))
-        type_word = type_word or ast.Word("bind", span, self._escape)
-        plain = variable_free(type_word.text, escape=self._escape)
+        type_word = type_word or ast.Word("bind", span, self.escape)
+        plain = variable_free(type_word.text, escape=self.escape)
         try:
             check_known(type_word.text if plain else None, known)
             if plain and type_word.text.lower() == "secret" and not {"id", "source", "target"} & places.keys():
@@ -184,7 +185,7 @@ class InstructionBuilder:
         if token is None:
             return
         value = (flag_value(token) or "") if token.type == "FLAG" else token.text
-        if not value or not variable_free(value, escape=self._escape):
+        if not value or not variable_free(value, escape=self.escape):
             return
         try:
             check(value)
@@ -195,7 +196,7 @@ class InstructionBuilder:
 
     def expression(self) -> str:
         """What ONBUILD leaves in the image: the trigger's logical line and its here-documents as written."""
-        text = _ONBUILD.sub("", self._line.text)
+        text = _ONBUILD.sub("", self.line.text)
         return text + "".join(f"\n{body}{heredoc.name}" for heredoc, body in self._bodies)
 
 
@@ -241,7 +242,7 @@ def _arg(builder: InstructionBuilder, rest: _Rest, flag_tokens: list[Token], com
         assert isinstance(key, Token)
         assert isinstance(value, Token)
         default = builder.word(value) if len(node.children) > 1 else None
-        args.append(ast.KeyValue(builder.word(key), default, builder._line.span(key.start, value.end)))
+        args.append(ast.KeyValue(builder.word(key), default, builder.line.span(key.start, value.end)))
     return ast.Arg(**common, args=tuple(args))
 
 
@@ -289,7 +290,7 @@ def _copy(builder: InstructionBuilder, rest: _Rest, flag_tokens: list[Token], co
     source = None
     if token is not None:
         source = flag_value(token) or None
-        _check_from_flag(source or "", token, builder._escape)
+        _check_from_flag(source or "", token, builder.escape)
     return ast.Copy(
         **common,
         sources=sources,
@@ -328,7 +329,7 @@ def _add(builder: InstructionBuilder, rest: _Rest, flag_tokens: list[Token], com
             raise _fault(
                 "checksum can't be specified for multiple sources", checksum, hint="Use one ADD for each source"
             )
-        if variable_free(words[0].text, escape=builder._escape) and not _may_be_remote(words[0].text):
+        if variable_free(words[0].text, escape=builder.escape) and not _may_be_remote(words[0].text):
             raise _fault("checksum requires HTTP(S) or Git sources", checksum)
     return ast.Add(
         **common,
@@ -463,7 +464,7 @@ def _onbuild(builder: InstructionBuilder, rest: _Rest, flag_tokens: list[Token],
     read_flags("ONBUILD", flag_tokens)
     trigger = rest[0]
     assert isinstance(trigger, Node)
-    return ast.Onbuild(**common, expression=builder.expression(), trigger=builder._instruction(trigger))
+    return ast.Onbuild(**common, expression=builder.expression(), trigger=builder.instruction(trigger))
 
 
 _BUILDERS: dict[str, Callable[[InstructionBuilder, _Rest, list[Token], _Common], ast.Instruction]] = {

@@ -65,6 +65,7 @@ class LineReader:
         self.comments: list[str] = []
         self._next = 0
         self._directives_allowed = True
+        self._last_of: dict[str, int] | None = None
         self._count = len(source.starts) if source.starts[0] < len(source.text) else 0
         self._check_lengths()
 
@@ -109,6 +110,8 @@ class LineReader:
         """The lines up to the one that is ``name``, as written, and what they cover with that line; None if it never comes."""
         source, text = self.source, self.source.text
         first = self._next
+        if self._last_line(name) <= first:
+            return None
         for number in range(first + 1, self._count + 1):
             start, stop = source.starts[number - 1], source.line_end(number)
             line = text[start:stop].rstrip("\r\n")
@@ -117,6 +120,17 @@ class LineReader:
                 begin = source.starts[first]
                 return text[begin:start], source.span(begin, start + len(line))
         return None
+
+    def _last_line(self, content: str) -> int:
+        """The number of the last line with this content, leading tabs not counted; 0 if there is none. It keeps a file full of
+        here-documents that never end from being searched to its end for each of them."""
+        if self._last_of is None:
+            text, starts = self.source.text, self.source.starts
+            self._last_of = {
+                text[starts[number - 1] : self.source.line_end(number)].rstrip("\r\n").lstrip("\t"): number
+                for number in range(1, self._count + 1)
+            }
+        return self._last_of.get(content.lstrip("\t"), 0)
 
     def _join(self, part: str, begin: int, first: int) -> LogicalLine:
         source, text = self.source, self.source.text

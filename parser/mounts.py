@@ -228,6 +228,8 @@ def _check_type(kind: str, values: dict[str, str], numbers: dict[str, int], *, f
             )
         if values.get("source") and values.get("id"):
             raise MountError("both source and id can't be set", key="source")
+    if kind == "ssh" and values.get("source"):
+        raise MountError("ssh does not support source", key="source", hint="Name the agent with id=NAME")
     if values.get("sharing") and kind != "cache":
         raise MountError(f"invalid cache sharing set for {kind} mount", key="sharing")
 

@@ -225,6 +225,8 @@ class _File:
         hint = error.hint
         if self.reader.source.text.startswith(_UTF16_MARKS) or "\0" in self.reader.source.text[:4]:
             hint = "The file looks like UTF-16; save it as UTF-8"
+        elif "unknown instruction" in error.message and self.instructions and "<<" in self.instructions[-1].text:
+            hint = "If this is a here-document's text: << must begin a word of its own, and the name stand alone on its last line"
         return self.reader.error(
             prefix + error.message,
             line.source.span(line.start, line.end),

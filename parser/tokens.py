@@ -6,13 +6,12 @@ RUN takes the rest of the line. Decides JSON form against shell form. Never judg
 
 from __future__ import annotations
 
-import json
 import re
 from typing import NamedTuple
 
 from .go_text import SPACE
 from .heredocs import HeredocWord, find_heredocs
-from .suggest import did_you_mean
+from .suggest import closest, did_you_mean
 
 KEYWORDS = (
     "ADD", "ARG", "CMD", "COPY", "ENTRYPOINT", "ENV", "EXPOSE", "FROM", "HEALTHCHECK", "LABEL", "MAINTAINER", "ONBUILD",
@@ -69,13 +68,18 @@ def _instruction(
         match = _NONBLANK_RUN.match(line, start, end)
         stop = match.end() if match else start
         keyword = line[start:stop]
-        kind = keyword.upper()
+        # Outside ASCII, letters such as the long s have an upper case that would make a keyword of them.
+        kind = keyword.upper() if keyword.isascii() else ""
         if kind not in _KEYWORDS:
             raise TokenError(
                 did_you_mean(f"unknown instruction: {keyword}", keyword, KEYWORDS, case_sensitive=False),
                 start,
                 stop,
                 instruction=True,
+                hint=None
+                if closest(keyword, KEYWORDS, case_sensitive=False)
+                else f"If this continues the line above, end that line with {escape}; "
+                f"the instructions are {', '.join(KEYWORDS)}",
             )
         tokens.append(Token(kind, keyword, start, stop))
         at = stop
@@ -300,14 +304,19 @@ def _skip(line: str, at: int, end: int) -> int:
 
 
 def decode_json_string(literal: str) -> str:
+    """The value of a JSON string, quotes included."""
     if "\\" not in literal:
         return literal[1:-1]
+    import json  # most files hold no escapes in their strings
+
     text: str = json.loads(literal)
     # Half of a surrogate pair can't be encoded; Go replaces it as well.
     return re.sub("[\ud800-\udfff]", "\ufffd", text) if re.search(r"\\u[dD][89a-fA-F]", literal) else text
 
 
 def _is_json(text: str) -> bool:
+    import json
+
     try:
         json.loads(text, parse_constant=_refuse, parse_int=float)
     except (ValueError, OverflowError):

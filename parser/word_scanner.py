@@ -56,7 +56,7 @@ _MISSING_BRACE = "syntax error: missing '}'"
 
 
 class _Scanner:
-    __slots__ = ("_at", "_escape", "_keep_quotes", "_plain", "_plain_quotes", "_text")
+    __slots__ = ("_at", "_escape", "_keep_quotes", "_plain_quotes", "_text")
 
     def __init__(self, text: str, escape: str, keep_quotes: bool, plain_quotes: bool) -> None:
         self._text = text
@@ -64,16 +64,16 @@ class _Scanner:
         self._escape = escape
         self._keep_quotes = keep_quotes
         self._plain_quotes = plain_quotes
-        self._plain = _PLAIN[escape]
 
     def until(self, stop: str, keep_escapes: bool, depth: int) -> list[Part]:
         """Parts up to and including the character ``stop``; to the end where ``stop`` is empty."""
         if depth > _DEPTH_LIMIT:
             raise SubstitutionProblem("variables are nested too deeply")
         text, escape = self._text, self._escape
+        plain = _PLAIN[escape, stop]
         parts: list[Part] = []
         while self._at < len(text):
-            match = self._plain.match(text, self._at)
+            match = plain.match(text, self._at)
             if match:
                 parts.append(Literal(match[0]))
                 self._at = match.end()
@@ -81,7 +81,7 @@ class _Scanner:
             char = text[self._at]
             if char == stop:
                 self._at += 1
-                return parts
+                return _joined(parts)
             if char == "$":
                 parts.append(self._dollar(False, keep_escapes, depth))
             elif char == "'" and not self._plain_quotes:
@@ -102,7 +102,7 @@ class _Scanner:
                 self._at += 1
         if stop:
             raise SubstitutionProblem(f"unexpected end of statement while looking for matching {stop}")
-        return parts
+        return _joined(parts)
 
     def _less_than(self) -> Literal:
         # Blanks after << don't part words: a here-document's name may stand behind them.
@@ -224,5 +224,32 @@ class _Scanner:
         return text[start:at]
 
 
-_PLAIN = {escape: re.compile(rf"[^$'\"<}}/{re.escape(escape)}]++") for escape in ("\\", "`")}
-_QUOTED_PLAIN = {escape: re.compile(rf"[^$\"{re.escape(escape)}]++") for escape in ("\\", "`")}
+def _joined(parts: list[Part]) -> list[Part]:
+    """Neighbouring literals that are equally quoted made one, empty ones left out."""
+    joined: list[Part] = []
+    texts: list[str] = []
+    quoted = False
+    for part in parts:
+        if isinstance(part, Literal) and part.quoted == quoted:
+            texts.append(part.text)
+            continue
+        if text := "".join(texts):
+            joined.append(Literal(text, quoted))
+        texts.clear()
+        if isinstance(part, Literal):
+            quoted = part.quoted
+            texts.append(part.text)
+        else:
+            joined.append(part)
+    if text := "".join(texts):
+        joined.append(Literal(text, quoted))
+    return joined
+
+
+def _run(excluded: str) -> re.Pattern[str]:
+    return re.compile(f"[^{re.escape(excluded)}]++")
+
+
+# What needs no look, by escape character and by what ends the operand.
+_PLAIN = {(escape, stop): _run("$'\"<" + escape + stop) for escape in ("\\", "`") for stop in ("", "}", "/")}
+_QUOTED_PLAIN = {escape: _run('$"' + escape) for escape in ("\\", "`")}
