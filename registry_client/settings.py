@@ -203,10 +203,11 @@ def _bypasses(rule: str, host: str, port: int) -> bool:
             return address is not None and address in ipaddress.ip_network(rule, strict=False)
         except ValueError:
             return False
-    try:
-        return address is not None and address == ipaddress.ip_address(rule.strip("[]"))
-    except ValueError:
-        pass
+    if address is not None:
+        try:
+            return address == ipaddress.ip_address(rule.strip("[]"))
+        except ValueError:
+            pass  # perhaps an address with a port
     name, colon, rule_port = rule.rpartition(":")
     if colon and rule_port.isdigit():
         if int(rule_port) != port:
