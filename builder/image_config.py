@@ -7,6 +7,7 @@ Expects expanded text; makes no history and no vertex.
 from __future__ import annotations
 
 import posixpath
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Final
@@ -17,7 +18,9 @@ from pybuild.parser.ast import Command, ExecForm, Healthcheck, ShellForm
 
 from .platforms import normalize_platform, same_machine
 
-DEFAULT_SHELL: Final = ("/bin/sh", "-c")
+_SHELL: Final = ("/bin/sh", "-c")
+_WINDOWS_SHELL: Final = ("cmd", "/S", "/C")
+_SYSTEM_DRIVE: Final = re.compile(r"[cC]:")
 
 
 def environment(config: ImageConfig) -> dict[str, str]:
@@ -25,9 +28,15 @@ def environment(config: ImageConfig) -> dict[str, str]:
     return {name: value for name, _, value in (item.partition("=") for item in config.env)}
 
 
+def scratch_config(platform: Platform) -> ImageConfig:
+    """What ``FROM scratch`` starts with."""
+    config = ImageConfig.empty(platform)
+    return config.with_(env=()) if platform.os == "windows" else config
+
+
 def with_default_path(config: ImageConfig) -> ImageConfig:
-    """``config`` with a PATH, if its ``Env`` has none."""
-    if any(item.partition("=")[0] == "PATH" for item in config.env):
+    """``config`` with a PATH, if its ``Env`` has none; Windows has its own."""
+    if config.platform.os == "windows" or any(item.partition("=")[0] == "PATH" for item in config.env):
         return config
     return config.with_(env=(*config.env, f"PATH={DEFAULT_PATH}"))
 
@@ -92,7 +101,7 @@ def add_ports(config: ImageConfig, ports: Iterable[str]) -> ImageConfig:
 
 def shell_of(config: ImageConfig) -> tuple[str, ...]:
     """The stage's shell."""
-    return config.shell or DEFAULT_SHELL
+    return config.shell or (_WINDOWS_SHELL if config.platform.os == "windows" else _SHELL)
 
 
 def command_args(command: Command, config: ImageConfig) -> tuple[str, ...]:
@@ -104,12 +113,28 @@ def command_args(command: Command, config: ImageConfig) -> tuple[str, ...]:
             return (*shell_of(config), text)
 
 
-def resolve_directory(current: str, path: str) -> str:
-    """WORKDIR's value: an absolute ``path`` as written, a relative one joined to ``current`` (and then cleaned)."""
+def resolve_directory(current: str, path: str, *, windows: bool = False) -> str:
+    """WORKDIR's value: an absolute ``path`` as written, a relative one joined to ``current`` (and then cleaned). On Windows always
+    cleaned, without the drive, with backslashes."""
+    if windows:
+        return resolve_directory(to_slashes(current), to_slashes(path)).replace("/", "\\")
     if path.startswith("/"):
         return path
     parent = current if current.startswith("/") else f"/{current}"
     return clean_path(f"{parent}/{path}") if path else parent
+
+
+def to_slashes(path: str) -> str:
+    """A Windows path with slashes, cleaned, without the system drive's letter; a trailing slash is kept."""
+    path = (
+        _SYSTEM_DRIVE.sub("", path.replace("\\", "/"), count=1)
+        if _SYSTEM_DRIVE.match(path)
+        else path.replace("\\", "/")
+    )
+    if not path:
+        return path
+    cleaned = posixpath.normpath(path)
+    return cleaned + "/" if path.endswith("/") and cleaned != "/" else cleaned
 
 
 def clean_path(path: str) -> str:

@@ -22,7 +22,7 @@ from pybuild.parser.expand import expand_heredoc
 from .copy_modes import InvalidMode, parse_mode
 from .git_reference import GitReference, InvalidGitReference, parse_git_reference
 from .graph import FileCopy, GitSource, HttpSource, InlineFile, Merge, Note, Scratch, Unpack, Vertex
-from .image_config import clean_path, resolve_destination
+from .image_config import clean_path, resolve_destination, to_slashes
 from .stage_state import StageState
 
 _GLOB: Final = re.compile(r"([*?\[\\])")
@@ -68,7 +68,8 @@ def lower_copy(
     flags = _flags(state, instruction)
     paths = [state.expand(source, instruction) for source in instruction.sources if isinstance(source, Word)]
     destination_text = state.expand(instruction.destination, instruction)
-    destination = resolve_destination(state.config.working_dir, destination_text)
+    path = to_slashes(destination_text) if state.windows else destination_text
+    destination = resolve_destination(state.directory, path)
     heredocs = [source for source in instruction.sources if isinstance(source, Heredoc)]
     inline = tuple(_inline(state, heredoc, instruction) for heredoc in heredocs)
     if flags.checksum:
@@ -235,7 +236,11 @@ def http_source(url: str, instruction: Add, checksum: str) -> HttpSource:
         try:
             digest = Digest.parse(checksum)
         except PybuildError as error:
-            raise DockerfileError(str(error), span=instruction.span, hint=error.hint) from error
+            known = checksum.partition(":")[0] in {"sha256", "sha384", "sha512"}
+            problem = (
+                "invalid checksum digest format" if known or ":" not in checksum else "unsupported digest algorithm"
+            )
+            raise DockerfileError(f"{problem}: {checksum}", span=instruction.span, hint=error.hint) from error
     return HttpSource(url=url, filename=name if name not in {"", ".", ".."} else "__unnamed__", checksum=digest)
 
 

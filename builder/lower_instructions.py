@@ -83,14 +83,17 @@ class InstructionLowering:
         """All commands of one stage. Raises DockerfileError."""
         state.config = with_default_path(state.config)
         if state.config.working_dir:
-            state.config = state.config.with_(working_dir=resolve_directory("/", state.config.working_dir))
+            directory = resolve_directory("/", state.config.working_dir, windows=state.windows)
+            state.config = state.config.with_(working_dir=directory)
         state.start()
         for command in commands:
             state.trigger = command.trigger
             try:
                 self._one(state, command)
             except DockerfileError as error:
-                if error.span is None:
+                if command.foreign:
+                    error.span, error.culprit = command.instruction.span, None
+                elif error.span is None:
                     error.span = command.instruction.span
                 raise
             except PybuildError as error:
@@ -174,9 +177,11 @@ class InstructionLowering:
                 raise DockerfileError(f"{instruction.name} is not allowed in a stage", span=instruction.span)
 
     def _workdir(self, state: StageState, instruction: Workdir) -> None:
-        directory = resolve_directory(state.config.working_dir, state.expand(instruction.path, instruction))
-        state.config = state.config.with_(working_dir=directory)
+        path = state.expand(instruction.path, instruction)
+        value = resolve_directory(state.config.working_dir, path, windows=state.windows)
+        state.config = state.config.with_(working_dir=value)
         state.workdir_set = True
+        directory = state.directory
         text = f"WORKDIR {directory}"
         if directory == "/":
             state.commit_config(text)

@@ -46,7 +46,7 @@ def lower_run(state: StageState, command: Command, instruction: Run, *, tree_of:
         instruction.mounts,
         expand=lambda word: state.expand(word, instruction),
         input_of=input_of,
-        working_dir=state.config.working_dir,
+        working_dir=state.directory,
         cache_namespace=state.settings.cache_namespace,
     )
     args, scripts = _arguments(state, instruction)
@@ -59,7 +59,7 @@ def lower_run(state: StageState, command: Command, instruction: Run, *, tree_of:
     operation = Exec(
         args=args,
         env=tuple(env.items()),
-        cwd=clean_path(state.config.working_dir),
+        cwd=clean_path(state.directory),
         user=state.config.user,
         platform=state.platform,
         mounts=mounts,

@@ -6,6 +6,7 @@ Owns that only. When they run is decided by ``lower.py``, what they do by the in
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 
 from pybuild.errors import PybuildError
 from pybuild.parser.ast import Instruction, Span
@@ -14,13 +15,14 @@ from pybuild.parser.parse import parse_instruction
 
 
 def parse_triggers(texts: Iterable[str], *, span: Span | None) -> tuple[Instruction, ...]:
-    """The instructions, in order. ``span``: the FROM that brings them, where errors are shown. Raises DockerfileError."""
+    """The instructions, in order. ``span``: the FROM that brings them; it becomes their place. Raises DockerfileError."""
     out = []
     for text in texts:
         try:
-            out.append(parse_instruction(text))
+            instruction = parse_instruction(text)
         except PybuildError as error:
             raise DockerfileError(
                 f"ONBUILD trigger of the base image can't be parsed: {error}", span=span, hint=f"the trigger is: {text}"
             ) from error
+        out.append(instruction if span is None else replace(instruction, span=span))
     return tuple(out)

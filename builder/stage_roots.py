@@ -18,7 +18,7 @@ from .findings import Findings
 from .git_reference import GitReference
 from .graph import ContextSource, GitSource, HttpSource, ImageSource, Note, Scratch, Vertex
 from .history import matching_history
-from .image_config import base_config
+from .image_config import base_config, scratch_config
 from .image_names import ImageName, InvalidImageName
 from .named_context import (
     GitContextRef,
@@ -88,7 +88,7 @@ def begin(
         label=label,
         platform=scope.platform_of(node),
         vertex=scope.once("scratch", lambda: Vertex(Scratch(), (), Note("FROM scratch"))),
-        config=ImageConfig.empty(scope.platform),
+        config=scratch_config(scope.platform),
         settings=scope.settings,
         findings=scope.findings,
         nonce=scope.nonce_of(node),

@@ -17,7 +17,7 @@ from pybuild.parser.expand import expand
 from .findings import Findings
 from .graph import ContextSource, FileCopy, GitSource, HttpSource, Network, Note, Op, Scratch, Vertex
 from .history import config_entry, context_entry, layer_entry
-from .image_config import environment
+from .image_config import environment, to_slashes
 from .protocols import ResolvedImage
 from .stages import StageNode
 from .titles import display_text, step_prefix
@@ -66,6 +66,16 @@ class StageState:
     def is_tree(self) -> bool:
         """True for a tree from a client or the network, which is no root file system: its files become root's when copied."""
         return isinstance(self.vertex.op, ContextSource | GitSource | HttpSource)
+
+    @property
+    def windows(self) -> bool:
+        """True where paths are written with backslashes."""
+        return self.platform.os == "windows"
+
+    @property
+    def directory(self) -> str:
+        """The working directory, with slashes."""
+        return to_slashes(self.config.working_dir) if self.windows else self.config.working_dir
 
     def start(self) -> None:
         """Take the environment from the configuration: ENV wins over the ARGs inherited from a base stage."""

@@ -26,11 +26,13 @@ SCRATCH: Final = "scratch"
 @dataclass(frozen=True, slots=True)
 class Command:
     """An instruction of a stage with what its ``--from`` and ``--mount=from=`` name; ``sources`` has one element per mount of a RUN, None
-    for a mount without ``from``. ``trigger``: it comes from an ONBUILD."""
+    for a mount without ``from``. ``trigger``: it comes from an ONBUILD; ``foreign``: of a base image, so that only the instruction's
+    own span is a place in this file."""
 
     instruction: Instruction
     sources: tuple[StageNode | None, ...] = ()
     trigger: bool = False
+    foreign: bool = False
 
 
 @dataclass(slots=True, eq=False)
@@ -115,7 +117,7 @@ class StagePlan:
             )
         return found
 
-    def command(self, instruction: Instruction, *, trigger: bool = False) -> Command:
+    def command(self, instruction: Instruction, *, trigger: bool = False, foreign: bool = False) -> Command:
         """``instruction`` with its sources looked up. Raises DockerfileError for a ``--from`` that can't name anything."""
         sources: tuple[StageNode | None, ...] = ()
         if isinstance(instruction, Copy) and instruction.from_ is not None and instruction.from_ != "":
@@ -125,11 +127,12 @@ class StagePlan:
                 self._source(name, instruction.span) if (name := _mount_from(mount.options)) else None
                 for mount in instruction.mounts
             )
-        return Command(instruction, sources, trigger)
+        return Command(instruction, sources, trigger, foreign)
 
     def add_triggers(self, node: StageNode, triggers: Iterable[Instruction]) -> bool:
         """Put ONBUILD ``triggers`` before the node's own commands; True if they need something that nothing needed before."""
-        commands = [self.command(trigger, trigger=True) for trigger in triggers]
+        foreign = node.base is None
+        commands = [self.command(trigger, trigger=True, foreign=foreign) for trigger in triggers]
         node.commands = [*commands, *node.commands]
         before = len(node.needs)
         self._note_needs(node, commands)

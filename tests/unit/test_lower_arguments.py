@@ -22,7 +22,6 @@ from pybuild.parser import parse
 from pybuild.parser.errors import DockerfileError
 
 AMD64 = Platform("linux", "amd64")
-ARM64 = Platform("linux", "arm64")
 
 
 class Images:
@@ -71,10 +70,6 @@ def chain(image: LoweredImage) -> list[Vertex]:
     while out[-1].inputs and not isinstance(out[-1].op, ImageSource | Scratch):
         out.append(out[-1].inputs[0])
     return out[::-1]
-
-
-def titles(image: LoweredImage) -> list[str]:
-    return [vertex.note.title for vertex in chain(image)]
 
 
 def created_by(image: LoweredImage) -> list[str]:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import pytest
 
 from pybuild.builder.graph import (
-    Exec,
+    FileCopy,
     FileMake,
     ImageSource,
     Scratch,
@@ -23,7 +23,6 @@ from pybuild.parser import parse
 from pybuild.parser.errors import DockerfileError
 
 AMD64 = Platform("linux", "amd64")
-ARM64 = Platform("linux", "arm64")
 
 
 class Images:
@@ -74,21 +73,8 @@ def chain(image: LoweredImage) -> list[Vertex]:
     return out[::-1]
 
 
-def titles(image: LoweredImage) -> list[str]:
-    return [vertex.note.title for vertex in chain(image)]
-
-
 def created_by(image: LoweredImage) -> list[str]:
     return [entry.created_by for entry in image.history]
-
-
-def last_run(image: LoweredImage) -> Exec:
-    assert isinstance(image.vertex.op, Exec)
-    return image.vertex.op
-
-
-def variables(image: LoweredImage) -> dict[str, str]:
-    return dict(last_run(image).env)
 
 
 def config(text: str, base: ImageConfig | None = None, **options: object) -> ImageConfig:
@@ -262,3 +248,20 @@ def test_an_undefined_variable_is_warned_about_once_with_a_suggestion():
     (warning,) = image.warnings
     assert (warning.rule, warning.lines) == ("UndefinedVar", (3, 3))
     assert warning.message == "Usage of undefined variable '$FO' (did you mean $FOO?)"
+
+
+def test_windows_has_its_own_shell_and_no_default_path():
+    windows = Platform("windows", "amd64")
+    image = lowered("FROM scratch\nENTRYPOINT foo bar\nCOPY Dockerfile .\n", platform=windows, implicit_platform=False)
+    assert image.config.entrypoint == ("cmd", "/S", "/C", "foo bar")
+    assert image.config.env == ()
+    assert isinstance(image.vertex.op, FileCopy)
+    assert image.vertex.op.destination == "/"
+
+
+def test_windows_paths_lose_their_drive():
+    text = "# escape=`\nFROM scratch\nWORKDIR C:\\app\nWORKDIR sub\\dir\nCOPY a C:\\other\\\nCOPY a b\\c\n"
+    image = lowered(text, platform=Platform("windows", "amd64"))
+    assert image.config.working_dir == "\\app\\sub\\dir"
+    assert created_by(image)[:2] == ["WORKDIR /app", "WORKDIR /app/sub/dir"]
+    assert [vertex.op.destination for vertex in chain(image)[-2:]] == ["/other/", "/app/sub/dir/b/c"]

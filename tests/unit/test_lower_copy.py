@@ -8,7 +8,6 @@ import pytest
 
 from pybuild.builder.graph import (
     ContextSource,
-    Exec,
     FileCopy,
     GitSource,
     HttpSource,
@@ -29,7 +28,6 @@ from pybuild.parser import parse
 from pybuild.parser.errors import DockerfileError
 
 AMD64 = Platform("linux", "amd64")
-ARM64 = Platform("linux", "arm64")
 
 
 class Images:
@@ -80,21 +78,8 @@ def chain(image: LoweredImage) -> list[Vertex]:
     return out[::-1]
 
 
-def titles(image: LoweredImage) -> list[str]:
-    return [vertex.note.title for vertex in chain(image)]
-
-
 def created_by(image: LoweredImage) -> list[str]:
     return [entry.created_by for entry in image.history]
-
-
-def last_run(image: LoweredImage) -> Exec:
-    assert isinstance(image.vertex.op, Exec)
-    return image.vertex.op
-
-
-def variables(image: LoweredImage) -> dict[str, str]:
-    return dict(last_run(image).env)
 
 
 def copy(text: str, before: str = "", **options: object) -> FileCopy:
@@ -306,7 +291,8 @@ def test_sources_of_several_origins_are_gathered_and_make_one_layer():
         ("COPY https://h/a.git /b", "source can't be a git ref for COPY"),
         (f"ADD --checksum={SHA} a /b", "checksum requires HTTP(S) or Git sources"),
         (f"ADD --checksum={SHA} https://h/a https://h/b /b/", "checksum can't be specified for multiple sources"),
-        ("ADD --checksum=nonsense https://h/a /b", "invalid digest"),
+        ("ADD --checksum=nonsense https://h/a /b", "invalid checksum digest format: nonsense"),
+        ("ADD --checksum=md5:abc https://h/a /b", "unsupported digest algorithm: md5:abc"),
         ("ADD https://h/r.git?foo=1 /b", 'unexpected query "foo"'),
         ("ADD --keep-git-dir=false https://h/r.git?keep-git-dir=true /b", "inconsistent keep-git-dir configuration"),
         ("ADD --checksum=abc https://h/r.git?checksum=def /b", 'checksum mismatch "abc" != "def"'),

@@ -11,9 +11,6 @@ from pybuild.builder.graph import (
     Exec,
     GitSource,
     HttpSource,
-    ImageSource,
-    Scratch,
-    Vertex,
 )
 from pybuild.builder.lower import LoweredImage, LowerOptions, lower
 from pybuild.builder.named_context import GitContextRef, HttpContextRef
@@ -26,7 +23,6 @@ from pybuild.parser import parse
 from pybuild.parser.errors import DockerfileError
 
 AMD64 = Platform("linux", "amd64")
-ARM64 = Platform("linux", "arm64")
 
 
 class Images:
@@ -67,22 +63,6 @@ def lowered(text: str, images: Images | None = None, **options: object) -> Lower
     chosen: dict[str, object] = {"platform": AMD64} | options
     source = images or Images(DEFAULT_IMAGES)
     return lower(parse(text), LowerOptions(image_resolver=source, **chosen))  # type: ignore[arg-type]  # a test's shorthand
-
-
-def chain(image: LoweredImage) -> list[Vertex]:
-    """The target's vertexes from its root up, following input 0."""
-    out = [image.vertex]
-    while out[-1].inputs and not isinstance(out[-1].op, ImageSource | Scratch):
-        out.append(out[-1].inputs[0])
-    return out[::-1]
-
-
-def titles(image: LoweredImage) -> list[str]:
-    return [vertex.note.title for vertex in chain(image)]
-
-
-def created_by(image: LoweredImage) -> list[str]:
-    return [entry.created_by for entry in image.history]
 
 
 def last_run(image: LoweredImage) -> Exec:

@@ -23,7 +23,6 @@ from pybuild.parser import parse
 from pybuild.parser.errors import DockerfileError
 
 AMD64 = Platform("linux", "amd64")
-ARM64 = Platform("linux", "arm64")
 
 
 class Images:
@@ -82,15 +81,6 @@ def created_by(image: LoweredImage) -> list[str]:
     return [entry.created_by for entry in image.history]
 
 
-def last_run(image: LoweredImage) -> Exec:
-    assert isinstance(image.vertex.op, Exec)
-    return image.vertex.op
-
-
-def variables(image: LoweredImage) -> dict[str, str]:
-    return dict(last_run(image).env)
-
-
 TRIGGERS = {
     BUSYBOX: base_image(on_build=("RUN echo 1", "COPY --from=alpine /a /b", "ENV X=1")),
     "docker.io/library/alpine:latest": base_image(layers=2),
@@ -115,13 +105,13 @@ def test_triggers_of_the_base_run_first_and_are_cleared():
 
 
 def test_triggers_are_marked_and_counted_in_titles():
-    image = lowered("FROM busybox AS x\nRUN echo 2\n", Images(TRIGGERS))
+    image = lowered("# comment\nFROM busybox AS x\nRUN echo 2\n", Images(TRIGGERS))
     assert titles(image)[1:] == [
         "[x 2/4] ONBUILD RUN echo 1",
         "[x 3/4] ONBUILD COPY --from=alpine /a /b",
         "[x 4/4] RUN echo 2",
     ]
-    assert chain(image)[1].note.lines == (1, 1)
+    assert chain(image)[1].note.lines == (2, 2)
 
 
 def test_a_trigger_may_need_an_image_that_nothing_else_needs():
@@ -191,3 +181,11 @@ def test_an_image_that_is_only_copied_from_has_its_triggers_ignored():
         }
     )
     lowered("FROM alpine\nCOPY --from=busybox / /\n", images)
+
+
+def test_a_failing_trigger_of_an_image_is_shown_at_the_from():
+    images = Images({BUSYBOX: base_image(on_build=("ENV A=${B:?missing}",))})
+    with pytest.raises(DockerfileError, match="B: missing") as caught:
+        lowered("# a\n# b\nFROM busybox\n", images)
+    assert caught.value.lines == (3, 3)
+    assert caught.value.culprit is None

@@ -32,7 +32,6 @@ from pybuild.parser import parse
 from pybuild.parser.errors import DockerfileError
 
 AMD64 = Platform("linux", "amd64")
-ARM64 = Platform("linux", "arm64")
 
 
 class Images:
@@ -94,10 +93,6 @@ def created_by(image: LoweredImage) -> list[str]:
 def last_run(image: LoweredImage) -> Exec:
     assert isinstance(image.vertex.op, Exec)
     return image.vertex.op
-
-
-def variables(image: LoweredImage) -> dict[str, str]:
-    return dict(last_run(image).env)
 
 
 def run(text: str, before: str = "", **options: object) -> Exec:

@@ -79,10 +79,6 @@ def titles(image: LoweredImage) -> list[str]:
     return [vertex.note.title for vertex in chain(image)]
 
 
-def created_by(image: LoweredImage) -> list[str]:
-    return [entry.created_by for entry in image.history]
-
-
 def last_run(image: LoweredImage) -> Exec:
     assert isinstance(image.vertex.op, Exec)
     return image.vertex.op
