@@ -9,9 +9,10 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import re
 import select
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from types import TracebackType
 from typing import TYPE_CHECKING, assert_never
 
@@ -27,9 +28,10 @@ from pybuild.builder.protocols import (
 )
 from pybuild.errors import Cancelled, PybuildError
 
-from . import capabilities
+from . import capabilities, seccomp
 from .forwarding import SocketForwarder
 from .launcher import LauncherProcess, RunningStep, StepExit, StepFailed, StepReady
+from .resolver import hosts_file, resolv_conf_file
 from .stubs import remove_stubs
 from .terminal import TerminalBridge, window_size
 
@@ -112,22 +114,15 @@ def expand_slice(parent: str) -> str:
     return "/".join("-".join(parts[: length + 1]) + ".slice" for length in range(len(parts)))
 
 
-def hosts_file(hostname: str, extra_hosts: Sequence[tuple[str, str]]) -> bytes:
-    """The content of a step's /etc/hosts (hosts(5)), as BuildKit writes it."""
-    lines = [f"127.0.0.1\tlocalhost {hostname}", "::1\tlocalhost ip6-localhost ip6-loopback"]
-    lines += [f"{address}\t{name}" for name, address in extra_hosts]
-    return "".join(line + "\n" for line in lines).encode("utf-8", "surrogateescape")
-
-
 class NamespaceExecutor:
     """An Executor on Linux namespaces. Several steps may run at once, each ``run`` in its caller's thread.
 
-    ``seccomp``: gives the seccomp program for a bounding set; None runs steps without a filter. Close it to end the launcher.
+    ``filtered`` False runs steps without a seccomp filter; ``resolv_conf`` is the host's file. Close it to end the launcher.
     """
 
-    def __init__(self, *, seccomp: Callable[[int], bytes] | None = None, resolv_conf: str = "/etc/resolv.conf") -> None:
+    def __init__(self, *, filtered: bool = True, resolv_conf: str = "/etc/resolv.conf") -> None:
         self._launcher = LauncherProcess()
-        self._seccomp = seccomp
+        self._filtered = filtered
         self._resolv_conf = resolv_conf
         self._notices: dict[str, None] = {}
 
@@ -162,6 +157,7 @@ class NamespaceExecutor:
         """See ``builder.protocols.Executor``. Raises Cancelled, ProgramNotStarted, SandboxError, LauncherError."""
         if cancel.is_set():
             raise Cancelled()
+        self._launcher.start()
         request = self._request(spec)
         out_read, out_write = os.pipe2(os.O_CLOEXEC)
         err_read, err_write = os.pipe2(os.O_CLOEXEC)
@@ -232,13 +228,6 @@ class NamespaceExecutor:
         return ExitStatus(code) if code >= 0 else ExitStatus(128 - code, signal=-code)
 
     def _request(self, spec: ProcessSpec) -> Request:
-        resolv_conf = spec.resolv_conf
-        if resolv_conf is None:
-            try:
-                with open(self._resolv_conf, encoding="utf-8", errors="surrogateescape") as text:
-                    resolv_conf = text.read()
-            except OSError:
-                resolv_conf = ""
         granted = capabilities.ALL if spec.insecure else capabilities.DEFAULT
         return {
             "lower": [os.fsencode(path) for path in spec.root.lower],
@@ -252,7 +241,7 @@ class NamespaceExecutor:
             "groups": list(spec.groups),
             "mounts": [_mount(mount) for mount in spec.mounts],
             "files": [
-                (b"etc/resolv.conf", resolv_conf.encode("utf-8", "surrogateescape")),
+                (b"etc/resolv.conf", self._resolver_file(spec)),
                 (b"etc/hosts", hosts_file(spec.hostname, spec.extra_hosts)),
             ],
             "new_network": spec.network == "none",
@@ -263,7 +252,7 @@ class NamespaceExecutor:
             "permitted": granted,
             "inheritable": granted if spec.insecure else 0,
             "ambient": granted if spec.insecure else 0,
-            "seccomp": b"" if spec.insecure or self._seccomp is None else self._seccomp(granted),
+            "seccomp": b"" if spec.insecure else self._program(granted),
             "masked": [] if spec.insecure else [path.encode() for path in MASKED_PATHS],
             "readonly": [] if spec.insecure else [path.encode() for path in READONLY_PATHS],
             "devices": list(INSECURE_DEVICES) if spec.insecure else [],
@@ -272,6 +261,33 @@ class NamespaceExecutor:
             "oom_score_adj": 0,
             "terminal": window_size(0) if spec.terminal else None,
         }
+
+    def _resolver_file(self, spec: ProcessSpec) -> bytes:
+        if spec.resolv_conf is not None:
+            return spec.resolv_conf.encode("utf-8", "surrogateescape")
+        try:
+            with open(self._resolv_conf, "rb") as text:
+                content = text.read()
+        except OSError:
+            content = b""
+        return resolv_conf_file(content, own_network=spec.network == "none")
+
+    def _program(self, granted: int) -> bytes:
+        """The seccomp program for a bounding set; none, with a notice, where call numbers aren't known."""
+        if not self._filtered:
+            return b""
+        name = os.uname()
+        try:
+            return seccomp.default_program(granted, machine=name.machine, kernel=kernel_version(name.release))
+        except LookupError:
+            self._notices[f"steps run without a seccomp filter: it isn't known for {name.machine}"] = None
+            return b""
+
+
+def kernel_version(release: str) -> tuple[int, int]:
+    """Major and minor version of a kernel release such as ``6.1.0-18-amd64``."""
+    numbers = re.match(r"(\d+)\.(\d+)", release)
+    return (int(numbers[1]), int(numbers[2])) if numbers else (0, 0)
 
 
 def _accompany(spec: ProcessSpec, ready: StepReady, companions: contextlib.ExitStack) -> None:

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import functools
 import struct
-from bisect import bisect_right
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -279,8 +278,3 @@ def call_number(call: str, architecture: str) -> int | None:
     row = profile["numbers"].get(call, [])
     column = profile["architectures"].index(architecture)
     return row[column] if column < len(row) else None
-
-
-def interval_of(table: list[tuple[int, Answer]], number: int) -> Answer:
-    """The answer that a table of intervals gives to ``number``."""
-    return table[bisect_right([start for start, _ in table], number) - 1][1]

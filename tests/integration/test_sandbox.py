@@ -447,6 +447,17 @@ def test_a_target_of_the_wrong_kind_is_named(shell: Shell) -> None:
         shell("true", mounts=(TemporaryMount("/etc/passwd"),))
 
 
+def host_python(code: str) -> tuple[tuple[HostMount, ...], tuple[str, ...]]:
+    """Mounts and arguments that run ``code`` in the host's Python inside a step."""
+    folders = {"/usr", "/lib", "/lib64", sys.base_prefix}
+    mounts = tuple(
+        HostMount(os.path.realpath(folder), folder, readonly=True)
+        for folder in sorted(folders)
+        if os.path.exists(folder)
+    )
+    return mounts, (os.path.realpath(sys.executable), "-I", "-S", "-c", code)
+
+
 def test_a_socket_mount_forwards_to_the_host(shell: Shell, tmp_path: Path) -> None:
     upstream = tmp_path / "agent.sock"
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
@@ -475,13 +486,7 @@ def test_a_socket_mount_forwards_to_the_host(shell: Shell, tmp_path: Path) -> No
             "        answer = b''.join(iter(lambda: agent.recv(65536), b''))\n"
             "        print(answer[:5], len(answer))\n"
         )
-        folders = {"/usr", "/lib", "/lib64", sys.base_prefix}
-        mounts = tuple(
-            HostMount(os.path.realpath(folder), folder, readonly=True)
-            for folder in sorted(folders)
-            if os.path.exists(folder)
-        )
-        args = (os.path.realpath(sys.executable), "-I", "-S", "-c", code)
+        mounts, args = host_python(code)
         _, output = shell("", args=args, mounts=(*mounts, mount), uid=0)
         thread.join(5)
     assert output.split("\n")[:3] == ["0o140600 1000 7", "b'HELLO' 5", "b'AAAAA' 3000000"]
@@ -624,3 +629,36 @@ def test_a_terminal_is_the_steps_controlling_terminal(overlay: RootOverlay) -> N
     assert b"/dev/pts/0" in seen
     assert b"40 111" in seen
     assert b"got words" in seen
+
+
+def test_seccomp_answers_as_dockers_profile_does(shell: Shell) -> None:
+    code = (
+        "import ctypes, errno, os\n"
+        "libc = ctypes.CDLL(None, use_errno=True)\n"
+        "def call(number, *arguments):\n"
+        "    ctypes.set_errno(0)\n"
+        "    result = libc.syscall(ctypes.c_long(number), *(ctypes.c_long(argument) for argument in arguments))\n"
+        "    return 'ok' if result >= 0 else errno.errorcode[ctypes.get_errno()]\n"
+        "print(libc.unshare(0x10000000), errno.errorcode[ctypes.get_errno()])\n"
+        "print(call(435, 0, 0), call(600), call(428, -100, 0, 0), call(434, os.getpid(), 0))\n"
+        "import socket\n"
+        "for family in (38, 40, 1):\n"
+        "    try:\n"
+        "        socket.socket(family, socket.SOCK_SEQPACKET if family == 38 else socket.SOCK_STREAM)\n"
+        "        print('ok')\n"
+        "    except OSError as error:\n"
+        "        print(errno.errorcode[error.errno])\n"
+        "print(libc.personality(ctypes.c_ulong(0xffffffff)) >= 0, libc.personality(ctypes.c_ulong(0x4000)))\n"
+        "print(open('/proc/self/status').read().split('Seccomp:')[1].split()[0])\n"
+    )
+    mounts, args = host_python(code)
+    _, output = shell("", args=args, mounts=mounts)
+    assert output.splitlines() == [
+        "-1 EPERM",
+        "ENOSYS ENOSYS EPERM ok",
+        "EPERM",
+        "EPERM",
+        "ok",
+        "True -1",
+        "2",
+    ]
