@@ -27,10 +27,10 @@ from .protocols import CacheIndex, Executor, RemoteSources, ResolvedImage, Snaps
 from .protocols import ImageSource as Images
 from .scheduler import run_tasks
 from .solver_run import StepRunner
-from .solver_steps import Result, Step, StepFailed, StepMaker
-from .why import Explainer, recorded_recipe
+from .solver_steps import Result, Step, StepFailed, StepMaker, StepReport
+from .why import Explainer
 
-__all__ = ["CacheRequired", "Result", "Solver", "StepFailed"]
+__all__ = ["CacheRequired", "Result", "Solver", "StepFailed", "StepReport"]
 
 _OUTPUT_BYTES = 16 << 10
 _OUTPUT_LINES = 20
@@ -84,6 +84,8 @@ class Solver:
         self._explain = explain or Explainer()
         self._explaining = threading.Lock()
         self._require_cache = require_cache
+        self.reports: list[StepReport] = []
+        """How each step went, in the order of their ends; complete after ``solve``, whether or not it failed."""
         self._held = ExitStack()
         self._reader = ContentReader(cache, cancel=cancel)
         self._maker = StepMaker(
@@ -185,6 +187,7 @@ class Solver:
                 continue
             self._start(step)
             self._progress.emit(StepDone(step.key, now, cached=True))
+            self.reports.append(StepReport(step, True, now, now))
 
     def _start(self, step: Step) -> None:
         note = step.vertex.note
@@ -213,20 +216,24 @@ class Solver:
             self._runner.pull(step)
             return
         self._start(step)
+        started = self._clock()
         tail = _Tail()
         try:
             reason = self._bring_about(step, tail)
         except PybuildError as error:
-            now = self._clock()
-            if self._cancel.is_set() or (self._stop.is_set() and isinstance(error, Cancelled)):
-                self._progress.emit(StepDone(step.key, now, error="context canceled"))
+            stopped = self._cancel.is_set() or (self._stop.is_set() and isinstance(error, Cancelled))
+            now, message = self._clock(), "canceled" if stopped else error.message
+            self._progress.emit(StepDone(step.key, now, error=message))
+            self.reports.append(StepReport(step, False, started, now, error=message))
+            if stopped:
                 raise Cancelled from error
-            self._progress.emit(StepDone(step.key, now, error=error.message))
             if isinstance(error, StepFailed):
                 raise
             raise StepFailed(step.vertex, error, output=tail.lines()) from error
         assert step.result is not None
-        self._progress.emit(StepDone(step.key, self._clock(), cached=step.result.cached, reason=reason))
+        now, cached = self._clock(), step.result.cached
+        self._progress.emit(StepDone(step.key, now, cached=cached, reason=reason))
+        self.reports.append(StepReport(step, cached, started, now, reason))
 
     def _bring_about(self, step: Step, tail: _Tail) -> str:
         """Set the step's result, from the cache by content or by running it; returns why it ran."""
@@ -257,9 +264,8 @@ class Solver:
         with self._explaining:
             for source in step.inputs:
                 if isinstance(source.op, ImageSource):
-                    self._explain.note(source.recipe.key, recorded_recipe(source.recipe, {}, image=source.op))
-            recipe = recorded_recipe(step.recipe, step.contents)
-            return self._explain.reason(step.vertex, recipe, key=step.recipe.key, forced=step.forced)
+                    self._explain.note(source.recipe.key, source.recorded_recipe())
+            return self._explain.reason(step.vertex, step.recorded_recipe(), key=step.recipe.key, forced=step.forced)
 
     def _take_over(self, step: Step, key: str) -> bool:
         record = self._cache.get(key)
@@ -279,9 +285,9 @@ class Solver:
         aliases: Sequence[str],
         created: float | None = None,
     ) -> None:
-        recipe = recorded_recipe(step.recipe, step.contents)
         when = self._clock() if created is None else created
-        self._cache.put(CacheRecord(step.recipe.key, stack, own, recipe, when), aliases=aliases)
+        record = CacheRecord(step.recipe.key, stack, own, step.recorded_recipe(), when)
+        self._cache.put(record, aliases=aliases)
         step.result = Result(stack, own, False, step.key)
 
 

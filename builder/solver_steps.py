@@ -34,6 +34,7 @@ from .graph import (
 from .keys import Recipe, definition_key, nonce_of, plain, recipe_of
 from .progress import Progress, StepDone, StepProgress, StepStarted
 from .protocols import HttpFile, RemoteSources
+from .why import recorded_recipe
 
 _PARALLEL_DOWNLOADS = 8
 
@@ -78,6 +79,10 @@ class Step:
     contents: dict[int, ContentDigest] = field(default_factory=dict)
     result: Result | None = None
 
+    def recorded_recipe(self) -> str:
+        """The recipe as it is kept, for ``why``."""
+        return recorded_recipe(self.recipe, self.contents, image=self.op if isinstance(self.op, ImageSource) else None)
+
     @property
     def is_source(self) -> bool:
         """True for what has no layers of its own making: images, contexts, downloads, nothing."""
@@ -87,6 +92,37 @@ class Step:
     def is_view(self) -> bool:
         """True for a tree that is no stack of layers."""
         return isinstance(self.op, (ContextSource, GitSource, HttpSource))
+
+
+@dataclass(frozen=True, slots=True)
+class StepReport:
+    """How a step went. Times in seconds since the epoch; ``reason``: why it was not cached; ``error`` empty if all went well."""
+
+    step: Step
+    cached: bool
+    started: float
+    finished: float
+    reason: str = ""
+    error: str = ""
+
+    @property
+    def vertex(self) -> Vertex:
+        return self.step.vertex
+
+    @property
+    def id(self) -> str:
+        """The step's identifier in the progress events."""
+        return self.step.key
+
+    @property
+    def key(self) -> str:
+        """Its definition key."""
+        return self.step.recipe.key
+
+    @property
+    def recipe(self) -> str:
+        """What went into it, as canonical JSON text."""
+        return self.step.recorded_recipe()
 
 
 def source_input(op: FileCopy) -> int:
