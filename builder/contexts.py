@@ -98,6 +98,37 @@ class OpenedContext:
     digest: Digest | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class LocalTree:
+    """A local directory with its ignore rules, without a Dockerfile: see OpenedContext for the fields."""
+
+    view: LocalContext
+    root: str
+    ignore: IgnoreMatcher | None
+    ignore_name: str
+
+
+def open_local_context(context: str, *, directory: str, dockerfile: str | None = None) -> LocalTree:
+    """The local context ``context`` as a build would see it; ``dockerfile`` (``-f``) need not exist. Raises ContextNotFound."""
+    root = os.path.join(directory, context)
+    if not os.path.isdir(root):
+        raise ContextNotFound(context, "is not a directory" if os.path.exists(root) else "not found")
+    path = os.path.join(directory, dockerfile) if dockerfile else os.path.join(root, DEFAULT_DOCKERFILE)
+    ignore, name = _ignore_rules(root, path)
+    return LocalTree(LocalContext(root, ignore=ignore), root, ignore, name)
+
+
+def _ignore_rules(root: str, dockerfile: str | None) -> tuple[IgnoreMatcher | None, str]:
+    """The rules for the context ``root`` and the name of the file they come from: the Dockerfile's own before ``.dockerignore``."""
+    if dockerfile is not None:
+        own = f"{dockerfile}.dockerignore"
+        ignore = read_ignore_file(own)
+        if ignore is not None:
+            return ignore, os.path.basename(own)
+    ignore = read_ignore_file(os.path.join(root, IGNORE_FILE))
+    return ignore, IGNORE_FILE if ignore is not None else ""
+
+
 class ContextRemotes(RemoteSources, Protocol):
     """RemoteSources, and the time of a commit."""
 
@@ -170,20 +201,14 @@ class _Opener:
     # --- the kinds ---------------------------------------------------------------------------------------------------
 
     def _local(self, root: str) -> OpenedContext:
-        ignore: IgnoreMatcher | None = None
-        ignore_name = ""
         elsewhere = self._dockerfile_elsewhere()
+        found: str | None = None
         if elsewhere is None:
             path = os.path.join(self._directory, self._dockerfile or os.path.join(root, DEFAULT_DOCKERFILE))
             content, name, found = _read_local_dockerfile(path)
-            specific = f"{found}.dockerignore"
-            ignore = read_ignore_file(specific)
-            ignore_name = os.path.basename(specific)
         else:
             content, name = elsewhere
-        if ignore is None:
-            ignore = read_ignore_file(os.path.join(root, IGNORE_FILE))
-            ignore_name = IGNORE_FILE if ignore is not None else ""
+        ignore, ignore_name = _ignore_rules(root, found)
         return OpenedContext(
             ContextKind.LOCAL,
             LocalContext(root, ignore=ignore),
