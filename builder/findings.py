@@ -5,11 +5,11 @@ Owns these rules' public names and texts and the collecting, each finding once. 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Final
 
 from pybuild.layers.descriptor import Platform
-from pybuild.parser.ast import Instruction, Span
+from pybuild.parser.ast import From, Instruction
 from pybuild.parser.suggest import closest
 
 from .arguments import NOT_IN_ENVIRONMENT
@@ -20,9 +20,10 @@ _RULES: Final = "https://docs.docker.com/go/dockerfile/rule/"
 
 
 class Findings:
-    """Collects warnings in the order found."""
+    """Collects warnings in the order found; ``wanted`` says which rules are on for an instruction."""
 
-    def __init__(self) -> None:
+    def __init__(self, wanted: Callable[[str, Instruction], bool]) -> None:
+        self._wanted = wanted
         self._warnings: dict[BuildWarning, None] = {}
 
     @property
@@ -46,12 +47,12 @@ class Findings:
                 self._add(
                     "UndefinedVar",
                     f"Usage of undefined variable '${name}'{guess}",
-                    instruction.span,
+                    instruction,
                     page="undefined-var",
                     detail="Variables should be defined before their use",
                 )
 
-    def undeclared_in_from(self, names: Iterable[str], declared: Iterable[str], span: Span) -> None:
+    def undeclared_in_from(self, names: Iterable[str], declared: Iterable[str], from_: From) -> None:
         """UndefinedArgInFrom: FROM uses what no ARG before it declares."""
         known = list(declared)
         for name in sorted(names):
@@ -61,24 +62,25 @@ class Findings:
                 self._add(
                     "UndefinedArgInFrom",
                     f"FROM argument '{name}' is not declared{guess}",
-                    span,
+                    from_,
                     page="undefined-arg-in-from",
                     detail="FROM command must use declared ARGs",
                 )
 
-    def base_platform(self, image: str, *, expected: Platform, actual: Platform, span: Span | None) -> None:
+    def base_platform(self, image: str, *, expected: Platform, actual: Platform, from_: From) -> None:
         """InvalidBaseImagePlatform: the base image is for another machine."""
-        if span is not None and not same_machine(expected, actual):
+        if not same_machine(expected, actual):
             self._add(
                 "InvalidBaseImagePlatform",
                 f'Base image {image} was pulled with platform "{format_platform(normalize_platform(actual))}", '
                 f'expected "{format_platform(normalize_platform(expected))}" for current build',
-                span,
+                from_,
                 page="",
                 detail="Base image platform does not match expected target platform",
             )
 
-    def _add(self, rule: str, message: str, span: Span, *, page: str, detail: str) -> None:
-        url = f"{_RULES}{page}/" if page else ""
-        warning = BuildWarning(rule=rule, message=message, lines=span.lines, url=url, detail=detail)
-        self._warnings[warning] = None
+    def _add(self, rule: str, message: str, instruction: Instruction, *, page: str, detail: str) -> None:
+        if self._wanted(rule, instruction):
+            url = f"{_RULES}{page}/" if page else ""
+            warning = BuildWarning(rule=rule, message=message, lines=instruction.span.lines, url=url, detail=detail)
+            self._warnings[warning] = None

@@ -48,7 +48,8 @@ class LowerOptions:
     ``platform``. ``several_platforms``: titles carry the platform. ``image_resolver`` and ``remote_sources`` do the I/O, several calls
     at once from different threads. ``contexts``: by ``context_key``; ``main_context``: what COPY without ``--from`` reads.
     ``source_date_epoch``: seconds, from outside the build arguments (which win). ``nonce`` makes the text that keeps a ``--no-cache``
-    step from being found; it is called once per lowering. ``shm_size`` in bytes; ``ulimits``: (name, soft, hard).
+    step from being found; it is called once per lowering. ``shm_size`` in bytes; ``ulimits``: (name, soft, hard). ``wanted_check`` says
+    of a build check's name and an instruction whether the finding is wanted there.
     """
 
     image_resolver: ImageSource
@@ -78,6 +79,7 @@ class LowerOptions:
     proxies: Mapping[str, str] = field(default_factory=dict)
     progress: Progress = field(default_factory=Silent)
     clock: Callable[[], float] = lambda: 0.0
+    wanted_check: Callable[[str, Instruction], bool] = lambda rule, instruction: True
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -148,7 +150,7 @@ class _Lowering:
         target = self._plan.find_target(self._options.target)
         needed = self._resolve(target)
         while True:
-            findings = Findings()
+            findings = Findings(self._options.wanted_check)
             states = self._lower_stages(needed, findings)
             if not self._commits.resolve():
                 return self._result(target, states, findings)
@@ -228,15 +230,14 @@ class _Lowering:
         lowering = InstructionLowering(
             scope, states=states, global_arguments=self._globals, build_arguments=self._given
         )
-        for node in self._plan.nodes:
-            if node.stage is None and node in set(needed):
+        for node in needed:
+            if node.stage is None:
                 states[node] = begin(node, scope, states, label="", steps=0)
         labelled = len(self._plan.nodes) > 1
         for node in needed:
             if node.stage is None:
                 continue
-            if node.span is not None:
-                findings.undeclared_in_from(self._unset_in_from(node), self._globals, node.span)
+            self._check_from(node, findings)
             steps = int(node.is_root) + sum(makes_vertex(command.instruction) for command in node.commands)
             state = begin(node, scope, states, label=node.name if labelled else "", steps=0 if node.replaced else steps)
             if not node.replaced:
@@ -244,10 +245,12 @@ class _Lowering:
             states[node] = state
         return states
 
-    def _unset_in_from(self, node: StageNode) -> tuple[str, ...]:
+    def _check_from(self, node: StageNode, findings: Findings) -> None:
         assert node.stage is not None  # callers pass stages only
-        words = (node.stage.from_.image, node.stage.from_.platform)
-        return tuple(name for word in words if word is not None for name in expand(word, self._globals).unset)
+        from_ = node.stage.from_
+        words = (from_.image, from_.platform)
+        unset = [name for word in words if word is not None for name in expand(word, self._globals).unset]
+        findings.undeclared_in_from(unset, self._globals, from_)
 
     def _settings(self) -> StepSettings:
         options = self._options

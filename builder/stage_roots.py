@@ -190,7 +190,7 @@ def _from_image(state: StageState, scope: Scope) -> None:
     title = state.next_title(text, env={}) if state.steps else text
     state.vertex = image_vertex(image, scope, platform=state.platform, note=state.note(title, text, node.span))
     if node.stage is not None:
-        scope.findings.base_platform(node.base_name, expected=state.platform, actual=actual, span=node.span)
+        scope.findings.base_platform(node.base_name, expected=state.platform, actual=actual, from_=node.stage.from_)
 
 
 def _from_context(state: StageState, key: str, context: NamedContext, *, scope: Scope) -> None:

@@ -265,3 +265,10 @@ def test_windows_paths_lose_their_drive():
     assert image.config.working_dir == "\\app\\sub\\dir"
     assert created_by(image)[:2] == ["WORKDIR /app", "WORKDIR /app/sub/dir"]
     assert [vertex.op.destination for vertex in chain(image)[-2:]] == ["/other/", "/app/sub/dir/b/c"]
+
+
+def test_a_check_can_be_turned_off():
+    def wanted(rule: str, instruction: object) -> bool:
+        return rule != "UndefinedVar"
+
+    assert lowered("FROM busybox\nLABEL a=$NOPE\n", wanted_check=wanted).warnings == ()
