@@ -173,6 +173,8 @@ def _skip(source: _Source, response: Response, *, descriptor: Descriptor, offset
         if start > offset:
             raise _Troubled(RegistryError(f"{source.where} answered another part than was asked for"))
         return offset - start
+    if response.status == 416 and offset:
+        raise ContentMismatch(f"{source.where}: {descriptor.digest} is shorter than its {descriptor.size} bytes")
     if response.redirected and response.status in _PASSING:
         # A signed URL that ran out: ask the registry for a new one.
         raise _Troubled(source.refused(response))

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from requests import PreparedRequest
     from requests.adapters import HTTPAdapter
 
-BLOCK_BYTES: Final = 1 << 20
+BLOCK_BYTES: Final = 256 << 10
 _SEND_BLOCK_BYTES: Final = 1 << 18
 _ERROR_BODY_BYTES: Final = 64 << 10
 _DRAIN_BYTES: Final = 64 << 10
@@ -216,13 +216,20 @@ class Response:
         return int(text) if text.isascii() and text.isdigit() and len(text) < 19 else None
 
     def chunks(self, size: int = BLOCK_BYTES) -> Iterator[bytes]:
-        """The body as it is sent, in blocks of up to ``size`` bytes. Raises ConnectionFailed if it breaks, stalls or ends short."""
+        """The body as it is sent, in blocks of up to ``size`` bytes, each as soon as it is there: what arrived before a break is
+        never lost. Raises ConnectionFailed if it breaks, stalls or ends short."""
+        # Older versions of urllib3 only have read(), which waits for the whole block.
+        read = getattr(self._raw, "read1", None) or self._raw.read
+        length, total = self.length, 0
         while True:
             with translated_errors(self.url):
-                block = self._raw.read(size, decode_content=False)
+                block = read(size, decode_content=False)
             if not block:
                 break
+            total += len(block)
             yield block
+        if length is not None and total < length and self.method != "HEAD" and self.status not in (204, 304):
+            raise ConnectionFailed(self.url, "short", "the answer ended before its length")
         self._ended = True
 
     def read(self, limit: int) -> bytes:

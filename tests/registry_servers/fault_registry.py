@@ -9,12 +9,15 @@ referrers). A rule replaces the answer to some requests:
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import re
 import socket
 import struct
+import termios
 import threading
+import time
 import uuid
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -105,8 +108,10 @@ class Exchange:
         self.handler.wfile.flush()
 
     def reset(self) -> bool:
-        """Break the connection with a TCP reset."""
+        """Break the connection with a TCP reset, once the other side's kernel has what was sent before."""
         sock = self.handler.connection
+        while struct.unpack("i", fcntl.ioctl(sock.fileno(), termios.TIOCOUTQ, b"\0" * 4))[0]:
+            time.sleep(0.001)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         self.hang_up()
         return True
@@ -167,7 +172,7 @@ class FaultRegistry:
                 headers = {k.lower(): v for k, v in self.headers.items()}
                 registry._serve(Exchange(registry, self, Seen(self.command, parts.path, query, headers)))
 
-            do_GET = do_HEAD = do_POST = do_PUT = do_PATCH = do_DELETE = _serve  # noqa: N815  # http.server's names
+            do_GET = do_HEAD = do_POST = do_PUT = do_PATCH = do_DELETE = _serve  # http.server's names
 
         class Server(ThreadingHTTPServer):
             daemon_threads = True
@@ -226,21 +231,17 @@ class FaultRegistry:
     def _serve(self, exchange: Exchange) -> None:
         with self._lock:
             self.seen.append(exchange.seen)
-            action = self._action(exchange)
-        if action is not None and action(exchange) is not False:
-            return
-        self.answer(exchange)
-
-    def _action(self, exchange: Exchange) -> Callable[[Exchange], bool | None] | None:
         for rule in self.rules:
             if rule.method not in ("*", exchange.method) or rule.part not in exchange.path:
                 continue
-            rule.seen += 1
-            if rule.seen <= rule.after or (rule.times is not None and rule.used >= rule.times):
-                continue
-            rule.used += 1
-            return rule.action
-        return None
+            with self._lock:
+                rule.seen += 1
+                if rule.seen <= rule.after or (rule.times is not None and rule.used >= rule.times):
+                    continue
+                rule.used += 1
+            if rule.action(exchange) is not False:
+                return
+        self.answer(exchange)
 
     def answer(self, x: Exchange) -> None:
         """The ordinary answer."""
@@ -307,7 +308,9 @@ class FaultRegistry:
             media_type, data = held[target]
             digest = target if ":" in target else f"sha256:{hashlib.sha256(data).hexdigest()}"
             if x.method == "HEAD":
-                x.start(200, {"Content-Length": str(len(data)), "Content-Type": media_type, "Docker-Content-Digest": digest})
+                x.start(
+                    200, {"Content-Length": str(len(data)), "Content-Type": media_type, "Docker-Content-Digest": digest}
+                )
             else:
                 x.reply(200, data, Content_Type=media_type, Docker_Content_Digest=digest)
 

@@ -31,7 +31,9 @@ def private_ca(directory: Path) -> PrivateCa:
     made = {}
     for name, usage in (("server", "serverAuth"), ("client", "clientAuth")):
         key, request, cert, extra = (directory / f"{name}.{end}" for end in ("key", "csr", "pem", "ext"))
-        _openssl("req", "-newkey", "rsa:2048", "-nodes", "-subj", f"/CN={name}", "-keyout", str(key), "-out", str(request))
+        _openssl(
+            "req", "-newkey", "rsa:2048", "-nodes", "-subj", f"/CN={name}", "-keyout", str(key), "-out", str(request)
+        )
         extra.write_text(
             f"extendedKeyUsage={usage}\nsubjectAltName=IP:127.0.0.1,DNS:localhost\nbasicConstraints=CA:FALSE\n"
         )

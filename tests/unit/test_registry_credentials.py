@@ -122,7 +122,10 @@ def test_docker_hub_is_asked_for_by_its_old_url(tmp_path: Path) -> None:
 
 def test_a_helper_that_is_missing_or_fails_is_noted_not_fatal(tmp_path: Path) -> None:
     config = _config(tmp_path, {"credHelpers": {"a.example": "absent", "b.example": "broken", "c.example": "odd"}})
-    for name, text in (("broken", "#!/bin/sh\necho the keyring is locked; exit 2\n"), ("odd", "#!/bin/sh\necho hello\n")):
+    for name, text in (
+        ("broken", "#!/bin/sh\necho the keyring is locked; exit 2\n"),
+        ("odd", "#!/bin/sh\necho hello\n"),
+    ):
         program = tmp_path / f"docker-credential-{name}"
         program.write_text(text)
         program.chmod(0o755)
@@ -183,7 +186,11 @@ def test_a_helper_stores_and_erases_with_secrets_on_its_standard_input(tmp_path:
     calls = _helper(tmp_path)
     config = _config(tmp_path, {"credsStore": "test"})
     assert config.store("r.example", Credential("u", "s3cret")) == "docker-credential-test"
-    assert json.loads((tmp_path / "stored").read_text()) == {"ServerURL": "r.example", "Username": "u", "Secret": "s3cret"}
+    assert json.loads((tmp_path / "stored").read_text()) == {
+        "ServerURL": "r.example",
+        "Username": "u",
+        "Secret": "s3cret",
+    }
     assert json.loads((tmp_path / "config.json").read_text())["auths"] == {"r.example": {}}
     assert config.erase("r.example") is True
     assert (tmp_path / "erased").read_text() == "r.example"

@@ -46,7 +46,8 @@ def _platform(text: str) -> Platform:
 )
 def test_the_best_entry_for_a_platform(wanted: str, offered: list[str], taken: int | None) -> None:
     entries = [
-        Descriptor(OCI_MANIFEST, Digest.of(str(n).encode()), 1, platform=_platform(text)) for n, text in enumerate(offered)
+        Descriptor(OCI_MANIFEST, Digest.of(str(n).encode()), 1, platform=_platform(text))
+        for n, text in enumerate(offered)
     ]
     assert choose(entries, _platform(wanted)) == (None if taken is None else entries[taken])
 

@@ -21,7 +21,16 @@ from pybuild.registry_client.transport import error_detail, origin
         ('BASIC Realm="a b"', [("basic", {"realm": "a b"})]),
         (
             'Bearer realm="https://auth.example/token",service="registry.example",scope="repository:a/b:pull,push"',
-            [("bearer", {"realm": "https://auth.example/token", "service": "registry.example", "scope": "repository:a/b:pull,push"})],
+            [
+                (
+                    "bearer",
+                    {
+                        "realm": "https://auth.example/token",
+                        "service": "registry.example",
+                        "scope": "repository:a/b:pull,push",
+                    },
+                )
+            ],
         ),
         (
             'Basic realm="one", Bearer realm="https://two/token", service=two',
@@ -34,7 +43,10 @@ from pybuild.registry_client.transport import error_detail, origin
         ('Negotiate, Basic realm="x"', [("negotiate", {}), ("basic", {"realm": "x"})]),
         ("Negotiate a2V5PT0=, Basic realm=x", [("negotiate", {}), ("basic", {"realm": "x"})]),
         (r'Basic realm="a\"b\\c, Bearer realm=z"', [("basic", {"realm": r'a"b\c, Bearer realm=z'})]),
-        ('Bearer realm = "x" , error = "insufficient_scope"', [("bearer", {"realm": "x", "error": "insufficient_scope"})]),
+        (
+            'Bearer realm = "x" , error = "insufficient_scope"',
+            [("bearer", {"realm": "x", "error": "insufficient_scope"})],
+        ),
         ('Bearer realm="first",realm="second"', [("bearer", {"realm": "first"})]),
         (',, ,Basic realm=""', [("basic", {"realm": ""})]),
         ('Bearer realm="never ends', [("bearer", {})]),
@@ -50,7 +62,12 @@ _name = st.from_regex(r"[a-z]{1,10}", fullmatch=True)
 
 
 @settings(deadline=None, max_examples=200)
-@given(st.lists(st.tuples(st.from_regex(r"[a-z]{3,9}", fullmatch=True), st.dictionaries(_name, _value, min_size=1, max_size=4)), max_size=4))
+@given(
+    st.lists(
+        st.tuples(st.from_regex(r"[a-z]{3,9}", fullmatch=True), st.dictionaries(_name, _value, min_size=1, max_size=4)),
+        max_size=4,
+    )
+)
 def test_written_challenges_read_back(challenges: list[tuple[str, dict[str, str]]]) -> None:
     def quoted(value: str) -> str:
         return value.replace("\\", "\\\\").replace('"', '\\"')
@@ -105,7 +122,10 @@ def test_waiting_times_are_seconds_or_dates() -> None:
     [
         ("https://user:secret@r.example/v2/", "https://r.example/v2/"),
         ("https://r.example/v2/a/tags/list?n=5&last=x", "https://r.example/v2/a/tags/list?n=5&last=x"),
-        ("https://s3.example/blob?X-Amz-Signature=abc&X-Amz-Date=d", "https://s3.example/blob?X-Amz-Signature=…&X-Amz-Date=…"),
+        (
+            "https://s3.example/blob?X-Amz-Signature=abc&X-Amz-Date=d",
+            "https://s3.example/blob?X-Amz-Signature=…&X-Amz-Date=…",
+        ),
         ("https://r.example/u?_state=secret&digest=sha256:ab", "https://r.example/u?_state=…&digest=sha256:ab"),
         ("https://r.example/u?opaque", "https://r.example/u?opaque=…"),
         ("https://r.example/a#token", "https://r.example/a"),
@@ -126,7 +146,7 @@ def test_errors_of_registries_are_read_in_all_their_forms() -> None:
     assert error_detail(b"<html>a page</html>") == ((), "")
     assert error_detail(b"plain\ntext\x1b[31m") == ((), "plain text [31m")
     assert error_detail(b'{"errors":"no list"}') == ((), "")
-    assert error_detail(b"[" * 100_000) [0] == ()
+    assert error_detail(b"[" * 100_000)[0] == ()
     assert error_detail(b"") == ((), "")
 
 

@@ -71,7 +71,9 @@ def test_loopback_registries_speak_plain_http_unless_something_asks_for_tls(
 
 def test_only_this_machine_is_loopback() -> None:
     assert all(is_loopback(host) for host in ("localhost", "LOCALHOST:80", "app.localhost", "127.9.9.9:1", "[::1]"))
-    assert not any(is_loopback(host) for host in ("localhost.example", "128.0.0.1", "[::2]:5000", "127.0.0.1.nip.io", ""))
+    assert not any(
+        is_loopback(host) for host in ("localhost.example", "128.0.0.1", "[::2]:5000", "127.0.0.1.nip.io", "")
+    )
 
 
 def test_mirrors_come_first_and_may_have_a_path_and_a_scheme() -> None:
