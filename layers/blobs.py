@@ -222,13 +222,15 @@ class Ingest:
 class BlobStore:
     """Content by digest below ``root``. Every method may be called from any thread and process."""
 
-    def __init__(self, root: Path, *, clock: Callable[[], float] | None = None) -> None:
-        """``clock``: seconds since the epoch, for the time a blob was last used; the file system's own clock without it."""
+    def __init__(self, root: Path, *, clock: Callable[[], float] | None = None, read_only: bool = False) -> None:
+        """``clock``: seconds since the epoch, for the time a blob was last used; the file system's own clock without it. ``read_only``:
+        somebody else's blobs: nothing is touched, nor removed when it is found to be corrupt."""
         self.root = root
         self._blobs = root / "blobs"
         self._ingest = root / "ingest"
         self._blobs_text = os.fspath(self._blobs)
         self._clock = clock
+        self._read_only = read_only
         self._tmpfile = hasattr(os, "O_TMPFILE")
 
     def path(self, digest: Digest) -> Path:
@@ -241,6 +243,8 @@ class BlobStore:
 
     def touch(self, digest: Digest) -> bool:
         """Mark the blob used now, which keeps it from gc while a lease lives. False if it isn't there. Idempotent."""
+        if self._read_only:
+            return self.has(digest)
         times = None
         if self._clock is not None:
             now = int(self._clock() * 1e9)
@@ -334,8 +338,16 @@ class BlobStore:
             partial_key=partial_key,
         )
 
+    def adopt(self, path: Path, digest: Digest) -> None:
+        """Take over a file on the store's file system, whose content the caller has verified; idempotent. The file is gone from ``path``
+        afterwards. Raises StoreFull."""
+        with self.full_disk_is_an_error():
+            self.place(-1, path, digest, path.stat().st_size)
+
     def delete(self, digest: Digest) -> None:
         """Remove the blob if it is there; idempotent. Readers that have it open can finish."""
+        if self._read_only:
+            return
         with suppress(FileNotFoundError):
             os.unlink(self.path(digest))
 

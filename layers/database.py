@@ -138,6 +138,14 @@ class StoreDamaged(PybuildError):
         self.reason = reason
 
 
+class NotStorable(PybuildError):
+    """A value can't be stored: text that is not Unicode, or a number beyond 64 bits."""
+
+    def __init__(self, *, reason: str) -> None:
+        super().__init__(f"a value can't be stored: {reason}")
+        self.reason = reason
+
+
 class _Session:
     """A thread's connection and how deep its transactions are nested."""
 
@@ -277,5 +285,7 @@ class Database:
             if name.startswith(("SQLITE_BUSY", "SQLITE_LOCKED")):
                 raise StoreBusy(self.path) from error
             raise StoreDamaged(self.path, reason=str(error)) from error
+        except (UnicodeEncodeError, OverflowError) as error:
+            raise NotStorable(reason=str(error)) from error
         except sqlite3.DatabaseError as error:
             raise StoreDamaged(self.path, reason=str(error)) from error

@@ -218,7 +218,8 @@ class Images:
         pairs = zip(config.diff_ids, manifest.layers, strict=True)
         layers = tuple(StoredLayer(diff_id, layer, layer.size) for diff_id, layer in pairs)
         slim = replace(descriptor, platform=None, annotations={})
-        return [StoredPlatform(config.platform, slim, manifest.config.digest, config.created, layers, config.labels)]
+        created = config.created if isinstance(config.created, str) else None
+        return [StoredPlatform(config.platform, slim, manifest.config.digest, created, layers, config.labels)]
 
     def _require_blobs(self, manifest: Manifest) -> None:
         for layer in manifest.layers:
