@@ -20,10 +20,14 @@ _RULES: Final = "https://docs.docker.com/go/dockerfile/rule/"
 
 
 class Findings:
-    """Collects warnings in the order found; ``wanted`` says which rules are on for an instruction."""
+    """Collects warnings in the order found. ``wanted`` says which rules are on for an instruction; ``global_lines``: where the global
+    ARGs are declared, by name."""
 
-    def __init__(self, wanted: Callable[[str, Instruction], bool]) -> None:
+    def __init__(
+        self, wanted: Callable[[str, Instruction], bool], *, global_lines: Mapping[str, int] | None = None
+    ) -> None:
         self._wanted = wanted
+        self._global_lines = global_lines or {}
         self._warnings: dict[BuildWarning, None] = {}
 
     @property
@@ -49,8 +53,14 @@ class Findings:
                     f"Usage of undefined variable '${name}'{guess}",
                     instruction,
                     page="undefined-var",
-                    detail="Variables should be defined before their use",
+                    detail=self._remedy(name, instruction),
                 )
+
+    def _remedy(self, name: str, instruction: Instruction) -> str:
+        line = self._global_lines.get(name)
+        if line is None:
+            return "Variables should be defined before their use"
+        return f"ARG {name} on line {line} is global; add `ARG {name}` to this stage before line {instruction.span.lines[0]}"
 
     def undeclared_in_from(self, names: Iterable[str], declared: Iterable[str], from_: From) -> None:
         """UndefinedArgInFrom: FROM uses what no ARG before it declares."""

@@ -23,11 +23,6 @@ _WINDOWS_SHELL: Final = ("cmd", "/S", "/C")
 _SYSTEM_DRIVE: Final = re.compile(r"[cC]:")
 
 
-def environment(config: ImageConfig) -> dict[str, str]:
-    """``Env`` as a mapping; of a repeated name the last counts."""
-    return {name: value for name, _, value in (item.partition("=") for item in config.env)}
-
-
 def scratch_config(platform: Platform) -> ImageConfig:
     """What ``FROM scratch`` starts with."""
     config = ImageConfig.empty(platform)

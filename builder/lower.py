@@ -150,10 +150,13 @@ class _Lowering:
         target = self._plan.find_target(self._options.target)
         needed = self._resolve(target)
         while True:
-            findings = Findings(self._options.wanted_check)
+            findings = Findings(self._options.wanted_check, global_lines=self._global_lines())
             states = self._lower_stages(needed, findings)
             if not self._commits.resolve():
                 return self._result(target, states, findings)
+
+    def _global_lines(self) -> dict[str, int]:
+        return {item.key.text: arg.span.lines[0] for arg in self._dockerfile.global_args for item in arg.args}
 
     def _resolve_epoch(self) -> int | None:
         value = self._given.get(EPOCH_ARGUMENT)

@@ -68,7 +68,7 @@ def image_request(node: StageNode, platform: Platform, *, several_platforms: boo
         if not isinstance(context, ImageContextRef):
             return None
         location = context.location
-        title = f"[context {key}] load metadata for {location}"
+        title = f"[context {key}] load metadata for {context.reference if context.layout is None else location}"
         return ImageRequest(location, platform, context.reference, title, node.span)
     if not node.is_root:
         return None

@@ -17,7 +17,7 @@ from pybuild.parser.expand import expand
 from .findings import Findings
 from .graph import ContextSource, FileCopy, GitSource, HttpSource, Network, Note, Op, Scratch, Vertex
 from .history import config_entry, context_entry, layer_entry
-from .image_config import environment, to_slashes
+from .image_config import to_slashes
 from .protocols import ResolvedImage
 from .stages import StageNode
 from .titles import display_text, step_prefix
@@ -79,7 +79,8 @@ class StageState:
 
     def start(self) -> None:
         """Take the environment from the configuration: ENV wins over the ARGs inherited from a base stage."""
-        for name, value in environment(self.config).items():
+        for item in self.config.env:
+            name, _, value = item.partition("=")
             self.set_env(name, value)
 
     def set_env(self, name: str, value: str) -> None:

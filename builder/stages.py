@@ -156,12 +156,15 @@ class StagePlan:
 
     def _add_stage(self, stage: Stage, arguments: Mapping[str, str]) -> None:
         span = stage.from_.span
-        name = expand(stage.from_.image, arguments).text
+        expansion = expand(stage.from_.image, arguments)
+        name = expansion.text
         if not name:
+            variable = next(iter(sorted(expansion.unset | expansion.used)), "NAME")
             raise DockerfileError(
                 f"base name ({stage.from_.image.text}) should not be blank",
                 span=span,
-                hint="give the ARG a default before the first FROM, or pass --build-arg",
+                culprit=stage.from_.image.span,
+                hint=f"add `ARG {variable}=…` before the first FROM, or pass --build-arg {variable}=…",
             )
         node = StageNode(len(self.nodes), name, span, stage)
         if stage.from_.platform is not None:

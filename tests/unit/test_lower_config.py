@@ -272,3 +272,8 @@ def test_a_check_can_be_turned_off():
         return rule != "UndefinedVar"
 
     assert lowered("FROM busybox\nLABEL a=$NOPE\n", wanted_check=wanted).warnings == ()
+
+
+def test_a_global_argument_that_a_stage_forgot_gets_its_remedy():
+    (warning,) = lowered("ARG VERSION=1\nFROM busybox\nRUN x\nLABEL v=$VERSION\n").warnings
+    assert warning.detail == "ARG VERSION on line 1 is global; add `ARG VERSION` to this stage before line 4"
