@@ -11,6 +11,7 @@ import errno
 import os
 import re
 import select
+import sys
 import threading
 from collections.abc import Callable
 from types import TracebackType
@@ -117,11 +118,20 @@ def expand_slice(parent: str) -> str:
 class NamespaceExecutor:
     """An Executor on Linux namespaces. Several steps may run at once, each ``run`` in its caller's thread.
 
-    ``filtered`` False runs steps without a seccomp filter; ``resolv_conf`` is the host's file. Close it to end the launcher.
+    ``filtered`` False runs steps without a seccomp filter; ``resolv_conf`` is the host's file; ``python`` runs the launcher;
+    ``old_mount_calls`` as in ``sandbox.main``.
+    Close it to end the launcher.
     """
 
-    def __init__(self, *, filtered: bool = True, resolv_conf: str = "/etc/resolv.conf") -> None:
-        self._launcher = LauncherProcess()
+    def __init__(
+        self,
+        *,
+        filtered: bool = True,
+        resolv_conf: str = "/etc/resolv.conf",
+        python: str = sys.executable,
+        old_mount_calls: bool = False,
+    ) -> None:
+        self._launcher = LauncherProcess(python=python, old_mount_calls=old_mount_calls)
         self._filtered = filtered
         self._resolv_conf = resolv_conf
         self._notices: dict[str, None] = {}

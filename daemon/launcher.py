@@ -109,8 +109,9 @@ class LauncherProcess:
     ``close`` or until this process dies in any way.
     """
 
-    def __init__(self, *, python: str = sys.executable) -> None:
+    def __init__(self, *, python: str = sys.executable, old_mount_calls: bool = False) -> None:
         self._python = python
+        self._old_mount_calls = old_mount_calls
         self._lock = threading.Lock()
         self._process: subprocess.Popen[bytes] | None = None
         self._control: socket.socket | None = None
@@ -135,7 +136,7 @@ class LauncherProcess:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         folder = str(Path(__file__).parent)
         # Imported rather than run as a file, so that its compiled form is used; appended, so that nothing shadows the library.
-        code = f"import sys; sys.path.append({folder!r}); import sandbox; sandbox.main()"
+        code = f"import sys; sys.path.append({folder!r}); import sandbox; sandbox.main(old_mount_calls={self._old_mount_calls})"
         try:
             self._process = subprocess.Popen(
                 [self._python, "-I", "-S", "-c", code],

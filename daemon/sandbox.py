@@ -32,7 +32,7 @@ import struct
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
     from typing import NoReturn, TypeAlias, TypedDict
 
     StepMount: TypeAlias = tuple[object, ...]
@@ -103,6 +103,7 @@ MS_NODEV = 0x4
 MS_NOEXEC = 0x8
 MS_REMOUNT = 0x20
 MS_BIND = 0x1000
+MS_MOVE = 0x2000
 MS_REC = 0x4000
 MS_PRIVATE = 0x40000
 MS_SLAVE = 0x80000
@@ -243,18 +244,20 @@ class Machine:
     """What there is here, found out once per process by ``examine``.
 
     ``modern_mounts``: the file-descriptor calls of Linux 5.12 (fsopen, move_mount, mount_setattr), else mount(2) serves;
-    ``user_namespace``: not the initial one.
+    ``user_namespace``: not the initial one. ``stage``: with mount(2), where a step's binds get their attributes before
+    they are moved to their place.
     """
 
     modern_mounts = False
     user_namespace = False
+    stage = b""
 
 
 def examine() -> None:
-    """Fill in ``Machine``. Needs a mount namespace of one's own."""
+    """Fill in ``Machine``."""
     Machine.user_namespace = in_user_namespace()
     try:
-        fd = _syscall("open_tree", SYS_OPEN_TREE, AT_FDCWD, b"/", OPEN_TREE_CLONE | os.O_CLOEXEC)
+        fd = _new_mount("tmpfs", (), 0)
     except OSError:
         return
     try:
@@ -309,27 +312,24 @@ def attach_filesystem(
         path = fd_path(target) if isinstance(target, int) else target
         mount(kind.encode(), path, kind.encode(), flags=attributes, options=text.encode() or None)
         return
-    context = _syscall(f"fsopen {kind}", SYS_FSOPEN, kind.encode(), FSOPEN_CLOEXEC)
-    try:
-        for key, value in (("source", kind), *options):
-            how = FSCONFIG_SET_FLAG if value is None else FSCONFIG_SET_STRING
-            _syscall(
-                f"{kind} option {key}",
-                SYS_FSCONFIG,
-                context,
-                how,
-                key.encode(),
-                None if value is None else value.encode(),
-                0,
-            )
-        _syscall(f"mount {kind}", SYS_FSCONFIG, context, FSCONFIG_CMD_CREATE, None, None, 0)
-        fd = _syscall(f"mount {kind}", SYS_FSMOUNT, context, FSMOUNT_CLOEXEC, attributes)
-    finally:
-        os.close(context)
+    fd = _new_mount(kind, options, attributes)
     try:
         _move_mount(fd, target)
     finally:
         os.close(fd)
+
+
+def _new_mount(kind: str, options: Sequence[tuple[str, str | None]], attributes: int) -> int:
+    context = _syscall(f"fsopen {kind}", SYS_FSOPEN, kind.encode(), FSOPEN_CLOEXEC)
+    try:
+        for key, value in (("source", kind), *options):
+            how = FSCONFIG_SET_FLAG if value is None else FSCONFIG_SET_STRING
+            content = None if value is None else value.encode()
+            _syscall(f"{kind} option {key}", SYS_FSCONFIG, context, how, key.encode(), content, 0)
+        _syscall(f"mount {kind}", SYS_FSCONFIG, context, FSCONFIG_CMD_CREATE, None, None, 0)
+        return _syscall(f"mount {kind}", SYS_FSMOUNT, context, FSMOUNT_CLOEXEC, attributes)
+    finally:
+        os.close(context)
 
 
 def _move_mount(fd: int, target: int | bytes) -> None:
@@ -352,14 +352,23 @@ def attach_tree(source: int, target: int | bytes, *, attributes: int = 0, recurs
         finally:
             os.close(fd)
         return
+    flags = MS_BIND | (MS_REC if recursive else 0)
     path = fd_path(target) if isinstance(target, int) else target
+    if not attributes:
+        mount(fd_path(source), path, flags=flags)
+        return
+    # A remount changes one mount, found by its path (mount(2), "Remounting"). What is bound below the new root has none that leads
+    # to it, so it is first bound where it has.
+    stage = path
+    if isinstance(target, int):
+        stage = Machine.stage + (b"/directory" if is_directory_fd(source) else b"/file")
     before = _mount_points()
-    mount(fd_path(source), path, flags=MS_BIND | (MS_REC if recursive else 0))
-    if attributes:
-        # A remount changes one mount, so each that has just appeared gets its own (mount(2), "Remounting").
-        for identifier, (point, flags) in _mount_points().items():
-            if identifier not in before:
-                mount(b"none", point, flags=MS_BIND | MS_REMOUNT | attributes | flags)
+    mount(fd_path(source), stage, flags=flags)
+    for identifier, (point, kept) in _mount_points().items():
+        if identifier not in before:
+            mount(b"none", point, flags=MS_BIND | MS_REMOUNT | attributes | kept)
+    if stage != path:
+        mount(stage, path, flags=MS_MOVE)
 
 
 def _mount_points() -> dict[bytes, tuple[bytes, int]]:
@@ -495,33 +504,28 @@ def is_directory_fd(fd: int) -> bool:
 
 
 def mount_overlay(lower: Sequence[bytes], upper: bytes, work: bytes, target: bytes, *, attributes: int = 0) -> None:
-    """Mount an overlay on ``target``. ``lower`` lowest first, as callers have it; overlayfs wants the topmost first.
+    """Mount an overlay on ``target``, a whole path. ``lower`` lowest first, as callers have it; overlayfs wants the topmost first.
 
-    Layers are given as /proc/self/fd/N: no commas or colons to escape, and 4096 bytes (one page, mount(2)) hold 200 of them.
+    mount(2) takes one page of options. Layers are opened and named by their numbers in /proc/self/fd, the working directory
+    meanwhile, which makes room for overlayfs's own limit of 500 layers and leaves no comma or colon to escape.
     """
     fds: list[int] = []
     try:
-        for path in (upper, work, *reversed(lower)) if upper else reversed(lower):
+        for path in (upper, work, *reversed(lower)):
             fds += [os.open(path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)]
-        layers = fds[2:] if upper else fds
-        features = ["index=off", "redirect_dir=off", "metacopy=off"]
+        # Layers say all by whiteouts and opaque marks. nofollow rather than off, which userxattr refuses.
+        features = [b"index=off", b"redirect_dir=nofollow", b"metacopy=off"]
         if Machine.user_namespace:
-            features.append("userxattr")
-        if upper:
-            features.append("volatile")
-            # The mark of an earlier volatile mount, which would refuse a second one (overlayfs.rst, "Volatile mount").
-            # Nothing that was lost can have been counted on: a snapshot interrupted by a crash is discarded.
-            _forget_volatile(work)
-        if len(layers) > 200:
-            _mount_long_overlay(fds, upper=bool(upper), features=features, target=target, attributes=attributes)
-            return
-        options = b"lowerdir=" + b":".join(fd_path(fd) for fd in layers)
-        if upper:
-            options += b",upperdir=%s,workdir=%s" % (fd_path(fds[0]), fd_path(fds[1]))
+            features.append(b"userxattr")
+        features.append(b"volatile")
+        # The mark of an earlier volatile mount, which would refuse a second one (overlayfs.rst, "Volatile mount").
+        # Nothing that was lost can have been counted on: a snapshot interrupted by a crash is discarded.
+        _forget_volatile(work)
+        options = b"upperdir=%d,workdir=%d,lowerdir=%s" % (fds[0], fds[1], b":".join(b"%d" % fd for fd in fds[2:]))
+        os.chdir("/proc/self/fd")
         while True:
-            text = b",".join([options, *(feature.encode() for feature in features)])
             try:
-                mount(b"overlay", target, b"overlay", flags=attributes, options=text)
+                mount(b"overlay", target, b"overlay", flags=attributes, options=b",".join([options, *features]))
                 return
             except OSError as error:
                 # An old kernel refuses what it doesn't know: volatile came with Linux 5.10, userxattr with 5.11.
@@ -529,6 +533,7 @@ def mount_overlay(lower: Sequence[bytes], upper: bytes, work: bytes, target: byt
                     raise
                 features.pop()
     finally:
+        os.chdir("/")
         for fd in fds:
             os.close(fd)
 
@@ -540,20 +545,6 @@ def _forget_volatile(work: bytes) -> None:
         os.rmdir(mark)
     except OSError:
         pass
-
-
-def _mount_long_overlay(fds: list[int], *, upper: bool, features: list[str], target: bytes, attributes: int) -> None:
-    options: list[tuple[str, str | None]] = [
-        ("lowerdir+", os.fsdecode(fd_path(fd))) for fd in (fds[2:] if upper else fds)
-    ]
-    if upper:
-        options += [("upperdir", os.fsdecode(fd_path(fds[0]))), ("workdir", os.fsdecode(fd_path(fds[1])))]
-    for feature in features:
-        key, _, value = feature.partition("=")
-        options.append((key, value or None))
-    if not Machine.modern_mounts:
-        raise SandboxFailure("mount", "more than 200 layers need Linux 6.7 or newer")
-    attach_filesystem("overlay", target, options=options, attributes=attributes)
 
 
 def in_user_namespace() -> bool:
@@ -840,6 +831,10 @@ def open_scratch(step: Step) -> None:
     reaches it, and detached again before the root becomes /."""
     attach_filesystem("tmpfs", step.request["upper"], options=(("mode", "700"),), attributes=NOSUID | NODEV)
     step.scratch = os.open(step.request["upper"], os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    if not Machine.modern_mounts:
+        Machine.stage = step.request["upper"]
+        os.mkdir(b"directory", 0o700, dir_fd=step.scratch)
+        os.close(os.open(b"file", os.O_CREAT | os.O_WRONLY | os.O_CLOEXEC, 0o600, dir_fd=step.scratch))
 
 
 def close_scratch(step: Step) -> None:
@@ -1108,16 +1103,16 @@ def set_up(request: Request, groups: StepGroups) -> Step:
     # made unusable on everything it can write to. A user namespace can't make any (mknod(2)).
     nodev = NODEV if not (groups.devices or request["privileged"] or Machine.user_namespace) else 0
     step = Step(request, mount_root(request, attributes=nodev), nodev=nodev)
+    open_scratch(step)
     mount_proc(step)
     mount_dev(step)
     mount_sys(step, own=own_sys)
-    open_scratch(step)
     for path, data in request["files"]:
         _bind_data(step, path, data, mode=0o644, owner=(0, 0), attributes=RDONLY | NOSUID | NODEV | NOEXEC)
     for item in request["mounts"]:
         mount_for_step(step, item)
-    close_scratch(step)
     protect_paths(step)
+    close_scratch(step)
     os_set_hostname(request["hostname"])
     if request["new_network"]:
         bring_up_loopback()
@@ -1575,6 +1570,51 @@ def receive(channel: _socket.socket, limit: int) -> tuple[bytes, list[int]]:
     return data, descriptors
 
 
+# --- user namespaces -------------------------------------------------------------------------------------------------
+
+
+def enter_user_namespace(write_maps: Callable[[int], None]) -> None:
+    """Move this process, which must have one thread, into a new user namespace, where it is root, and a mount namespace.
+
+    ``write_maps`` is called with this process's id in a child that stays outside (only there newuidmap(1) has its rights, and
+    root its capabilities) once the namespace exists, and raises OSError to refuse. Raises OSError.
+    """
+    process = os.getpid()
+    made_read, made_write = os.pipe2(os.O_CLOEXEC)
+    mapped_read, mapped_write = os.pipe2(os.O_CLOEXEC)
+    helper = os.fork()
+    if helper == 0:
+        os.close(made_write)
+        os.close(mapped_read)
+        answer = b""
+        try:
+            if os.read(made_read, 1):
+                write_maps(process)
+        except OSError as error:
+            answer = f"{error.errno or 0} {_describe(error)}".encode()
+        except BaseException as error:
+            answer = f"0 {error}".encode()
+        os.write(mapped_write, answer[:4000] or b"ok")
+        os._exit(0)
+    os.close(made_read)
+    os.close(mapped_write)
+    try:
+        unshare(CLONE_NEWUSER | CLONE_NEWNS)
+        os.write(made_write, b"x")
+        answer = os.read(mapped_read, 4096)
+    finally:
+        os.close(made_write)
+        os.close(mapped_read)
+        os.waitpid(helper, 0)
+    if answer != b"ok":
+        number, _, text = answer.decode(errors="replace").partition(" ")
+        raise OSError(int(number or 0), text or "the helper that maps ids has died")
+    # The capabilities over the new namespace came with it; its user 0 is this process's user now.
+    os.setresgid(0, 0, 0)
+    os.setresuid(0, 0, 0)
+    mount(b"none", b"/", flags=MS_REC | MS_SLAVE)
+
+
 # --- the launcher ----------------------------------------------------------------------------------------------------
 
 
@@ -1671,8 +1711,11 @@ class Launcher:
             channel.close()
 
 
-def main() -> None:
-    """Be the keeper, and in a new pid namespace the launcher. Descriptor 0 is the control socket."""
+def main(*, old_mount_calls: bool = False) -> None:
+    """Be the keeper, and in a new pid namespace the launcher. Descriptor 0 is the control socket.
+
+    ``old_mount_calls`` uses mount(2) even where the kernel has better, for tests.
+    """
     control = _socket.socket(fileno=os.dup(0))
     null = os.open("/dev/null", os.O_RDWR)
     os.dup2(null, 0)
@@ -1693,6 +1736,7 @@ def main() -> None:
         prctl(PR_SET_PDEATHSIG, _signal.SIGKILL)
         mount(b"none", b"/", flags=MS_REC | MS_SLAVE)
         examine()
+        Machine.modern_mounts = Machine.modern_mounts and not old_mount_calls
         groups.join_base()
         groups.hold()
         prepare_sys()

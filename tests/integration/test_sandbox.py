@@ -55,9 +55,9 @@ def busybox_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-@pytest.fixture(scope="module")
-def executor() -> Iterator[NamespaceExecutor]:
-    with NamespaceExecutor() as executor:
+@pytest.fixture(scope="module", params=["new mount calls", "mount(2)"])
+def executor(request: pytest.FixtureRequest) -> Iterator[NamespaceExecutor]:
+    with NamespaceExecutor(old_mount_calls=request.param == "mount(2)") as executor:
         yield executor
 
 
@@ -508,7 +508,7 @@ def test_a_root_without_layers_is_its_upper_directory(
     assert not (upper / "etc/hosts").exists()
 
 
-@pytest.mark.parametrize("count", [120, 250])
+@pytest.mark.parametrize("count", [120, 490])
 def test_many_layers(executor: NamespaceExecutor, busybox_root: Path, tmp_path: Path, count: int) -> None:
     lower = [str(busybox_root)]
     for number in range(count):
