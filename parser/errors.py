@@ -39,18 +39,9 @@ def _listing(text: str, lines: tuple[int, int], *, context: int, filename: str, 
     if first < 1 or first > len(rows):
         return ""
     last = min(last, len(rows))
-    start, end = first, last
-    # The same steps as solver/errdefs/source.go, so that the listings have the same extent at the edges too.
-    padding = 2 * context if start == end else context
-    added = 0
-    while added < padding:
-        if start > 1:
-            start -= 1
-            added += 1
-        if end != len(rows):
-            end += 1
-            added += 1
-        added += 1
+    # The extent that solver/errdefs/source.go gives, at the edges too.
+    reach = context if first == last else max(0, context - 1)
+    start, end = max(1, first - reach), min(len(rows), last + reach)
     out = [f"{filename}:{first}", _RULE]
     for number in range(start, end + 1):
         mark = ">>>" if first <= number <= last else "   "

@@ -18,7 +18,7 @@ from .mounts import MountError, check_from, check_key, check_known, csv_spans, s
 from .source import LogicalLine
 from .tokens import Token, TokenError
 from .values import ValueProblem, check_chmod, check_signal, check_stage_name, parse_port, variable_free
-from .wording import wrong_arguments
+from .wording import blank_name, wrong_arguments
 
 _ONBUILD = re.compile(r"^\s*ONBUILD\s*", re.IGNORECASE)
 
@@ -106,7 +106,7 @@ class InstructionBuilder:
         assert isinstance(text, Token)
         return ast.ShellForm(text.text, tuple(self._heredoc() for _ in heredocs))
 
-    def pairs(self, nodes: Sequence[Node | Token]) -> tuple[tuple[ast.KeyValue, ...], bool]:
+    def pairs(self, keyword: str, nodes: Sequence[Node | Token]) -> tuple[tuple[ast.KeyValue, ...], bool]:
         """Of ``pair`` and ``legacy`` nodes: the pairs, and whether they are in the legacy form."""
         pairs = []
         legacy = False
@@ -115,6 +115,8 @@ class InstructionBuilder:
             key, value = node.children[0], node.children[-1]
             assert isinstance(key, Token)
             assert isinstance(value, Token)
+            if not key.text:
+                raise blank_name(keyword, key)
             legacy = legacy or node.rule == "legacy"
             pairs.append(ast.KeyValue(self.word(key), self.word(value), self.line.span(key.start, value.end)))
         return tuple(pairs), legacy
@@ -241,6 +243,8 @@ def _arg(builder: InstructionBuilder, rest: _Rest, flag_tokens: list[Token], com
         key, value = node.children[0], node.children[-1]
         assert isinstance(key, Token)
         assert isinstance(value, Token)
+        if not key.text:
+            raise blank_name("ARG", key)
         default = builder.word(value) if len(node.children) > 1 else None
         args.append(ast.KeyValue(builder.word(key), default, builder.line.span(key.start, value.end)))
     return ast.Arg(**common, args=tuple(args))
@@ -248,13 +252,13 @@ def _arg(builder: InstructionBuilder, rest: _Rest, flag_tokens: list[Token], com
 
 def _env(builder: InstructionBuilder, rest: _Rest, flag_tokens: list[Token], common: _Common) -> ast.Instruction:
     read_flags("ENV", flag_tokens)
-    pairs, legacy = builder.pairs(rest)
+    pairs, legacy = builder.pairs("ENV", rest)
     return ast.Env(**common, pairs=pairs, legacy=legacy)
 
 
 def _label(builder: InstructionBuilder, rest: _Rest, flag_tokens: list[Token], common: _Common) -> ast.Instruction:
     read_flags("LABEL", flag_tokens)
-    pairs, legacy = builder.pairs(rest)
+    pairs, legacy = builder.pairs("LABEL", rest)
     return ast.Label(**common, pairs=pairs, legacy=legacy)
 
 

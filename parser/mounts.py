@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pybuild.errors import PybuildError
 
 from .go_text import parse_bool, parse_size, parse_unsigned, quote
-from .suggest import did_you_mean
+from .suggest import closest, did_you_mean
 
 TYPES = ("bind", "cache", "tmpfs", "secret", "ssh")
 SHARING = ("shared", "private", "locked")
@@ -80,7 +80,7 @@ def csv_spans(text: str, *, what: str = "mounts") -> list[tuple[str, int, int]]:
                 close = text.find('"', end)
                 if close < 0:
                     raise ValueError(
-                        f"failed to parse csv {what}: parse error on line 1, column {len(text) + 1}: "
+                        f"failed to parse csv {what}: parse error on line 1, column {end + 1}: "
                         'extraneous or missing " in quoted-field'
                     )
                 parts.append(text[end:close])
@@ -112,9 +112,9 @@ def check_key(field: str) -> None:
     written = field.partition("=")[0].lower()
     key, value = split_option(field)
     if value is None and key not in _BARE_KEYS:
-        if key not in _KEYS:
-            raise _unexpected(written, field)
-        raise MountError(f"invalid field '{written}' must be a key=value pair", key=key, hint=f"Write {written}=VALUE")
+        near = closest(written, _KEYS)
+        hint = f"Did you mean {near}?" if near else f"Write {written}=VALUE" if key in _KEYS else None
+        raise MountError(f"invalid field '{written}' must be a key=value pair", key=key, hint=hint)
     if key not in _KEYS:
         raise _unexpected(written, field)
 
@@ -167,13 +167,19 @@ def _read(type: str | None, options: Sequence[tuple[str, str | None]], *, final:
                 readonly = False if value is None else not _boolean(key, value)
             case "required":
                 if kind not in ("secret", "ssh", None):
-                    raise MountError(f"unexpected key 'required' for mount type '{kind}'", key=key)
+                    raise MountError(
+                        f"unexpected key 'required' for mount type '{kind}'",
+                        key=key,
+                        hint="Only secret and ssh mounts can be required",
+                    )
                 required = True if value is None else _boolean(key, value)
             case _ if value is None:
                 check_key(key)
             case "size":
                 if kind not in ("tmpfs", None):
-                    raise MountError(f"unexpected key 'size' for mount type '{kind}'", key=key)
+                    raise MountError(
+                        f"unexpected key 'size' for mount type '{kind}'", key=key, hint="Only tmpfs mounts have a size"
+                    )
                 try:
                     size = parse_size(value)
                 except ValueError:
@@ -187,7 +193,11 @@ def _read(type: str | None, options: Sequence[tuple[str, str | None]], *, final:
                 try:
                     numbers[key] = parse_unsigned(value, base=8 if key == "mode" else 10)
                 except ValueError:
-                    raise MountError(f"invalid value {value} for {key}", key=key) from None
+                    raise MountError(
+                        f"invalid value {value} for {key}",
+                        key=key,
+                        hint="mode is an octal number, uid and gid are decimal numbers",
+                    ) from None
             case _:
                 check_key(f"{key}={value}")
                 values[key] = value
@@ -216,10 +226,14 @@ def _check_type(kind: str, values: dict[str, str], numbers: dict[str, int], *, f
     if kind not in ("secret", "ssh", "cache"):
         for key in ("mode", "uid", "gid"):
             if key in numbers:
-                raise MountError(f'{key} not allowed for "{kind}" type mounts', key=key)
+                raise MountError(
+                    f'{key} not allowed for "{kind}" type mounts',
+                    key=key,
+                    hint="Only cache, secret and ssh mounts have mode, uid and gid",
+                )
     if kind == "secret":
         if values.get("from"):
-            raise MountError("secret mount should not have a from", key="from")
+            raise MountError("secret mount should not have a from", key="from", hint="Name the secret with id=NAME")
         if values.get("sharing"):
             raise MountError("secret mount should not define sharing", key="sharing")
         if final and not (values.get("source") or values.get("target") or values.get("id")):
@@ -231,7 +245,9 @@ def _check_type(kind: str, values: dict[str, str], numbers: dict[str, int], *, f
     if kind == "ssh" and values.get("source"):
         raise MountError("ssh does not support source", key="source", hint="Name the agent with id=NAME")
     if values.get("sharing") and kind != "cache":
-        raise MountError(f"invalid cache sharing set for {kind} mount", key="sharing")
+        raise MountError(
+            f"invalid cache sharing set for {kind} mount", key="sharing", hint="Only cache mounts are shared"
+        )
 
 
 def _boolean(key: str, value: str) -> bool:

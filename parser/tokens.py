@@ -78,8 +78,7 @@ def _instruction(
                 instruction=True,
                 hint=None
                 if closest(keyword, KEYWORDS, case_sensitive=False)
-                else f"If this continues the line above, end that line with {escape}; "
-                f"the instructions are {', '.join(KEYWORDS)}",
+                else f"If this continues the line above, end that line with {escape}",
             )
         tokens.append(Token(kind, keyword, start, stop))
         at = stop
@@ -172,8 +171,7 @@ def _pairs(line: str, start: int, end: int, escape: str, tokens: list[Token]) ->
 def _assignment(word: str, start: int, end: int, tokens: list[Token]) -> None:
     key, equal, value = word.partition("=")
     middle = start + len(key)
-    if key:
-        tokens.append(Token("KEY", key, start, middle))
+    tokens.append(Token("KEY", key, start, middle))
     if equal:
         tokens.append(Token("EQUAL", "=", middle, middle + 1))
         tokens.append(Token("VALUE", value, middle + 1, end))

@@ -75,7 +75,7 @@ def _too_early(keyword: str, arguments: Sequence[Token], start: int, end: int, f
         case "ENV" | "LABEL" if len(arguments) == 1:
             message, instruction = f"{keyword} must have two arguments", False
         case "ENV" | "LABEL" if arguments:
-            return _no_equal_sign(arguments[-1], form)
+            return _no_equal_sign(arguments[-1])
         case "HEALTHCHECK" if arguments:
             message = "Missing command after HEALTHCHECK CMD"
         case "USER" | "WORKDIR" | "STOPSIGNAL" | "MAINTAINER":
@@ -96,10 +96,8 @@ def _unfit(keyword: str, arguments: Sequence[Token], culprit: Token, previous: T
                 f"{keyword} requires at least two arguments, but only one was provided. Destination could not be "
                 "determined"
             )
-        case "ENV" | "LABEL" if culprit.type != "EQUAL":
-            return _no_equal_sign(previous, form)
-        case "ENV" | "LABEL" | "ARG":
-            message = f"{keyword} names can not be blank"
+        case "ENV" | "LABEL":
+            return _no_equal_sign(previous)
         case "HEALTHCHECK":
             kind = arguments[0]
             message = f"Unknown type {quote(kind.text.upper())} in HEALTHCHECK (try CMD)"
@@ -120,7 +118,18 @@ def _unfit(keyword: str, arguments: Sequence[Token], culprit: Token, previous: T
     return TokenError(message, culprit.start, culprit.end, instruction=True, hint=hint)
 
 
-def _no_equal_sign(key: Token, form: str | None) -> TokenError:
+def blank_name(keyword: str, key: Token) -> TokenError:
+    """A pair begins with its equal sign; ``key`` is the empty token in front of it."""
+    return TokenError(
+        f"{keyword} names can not be blank",
+        key.start,
+        key.start + 1,
+        instruction=True,
+        hint=f"The form is: {_FORMS[keyword]}",
+    )
+
+
+def _no_equal_sign(key: Token) -> TokenError:
     return TokenError(
         f"Syntax error - can't find = in {quote(key.text)}. Must be of the form: name=value",
         key.start,
