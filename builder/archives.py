@@ -2,13 +2,12 @@
 
 Owns the rules of unpacking into a root file system: links in the way are followed inside the destination and never out of it, parents
 that the archive only implies are made, what is there already is replaced, directories merge. Compression comes from
-``layers.compression``, the format from ``layers.tar_read``. Extracts file contents to paths it is given, never into a tree of this machine.
+``layers.compression``, the format from ``layers.tar_read``. Never extracts
+anything into a tree of this machine.
 """
 
 from __future__ import annotations
 
-import shutil
-from collections.abc import Callable
 from typing import BinaryIO, Final
 
 from pybuild.errors import PybuildError
@@ -18,11 +17,10 @@ from pybuild.layers.tar_read import InvalidTar, TarEntry, TarReader
 from pybuild.layers.views import Node
 
 from .copy_paths import join, parent_of, resolve
+from .copy_spool import Spool, Spooled
 from .copy_tree import PendingTree
 from .owners import Owner
 
-_COPY_BYTES: Final = 1 << 20
-_SMALL_BYTES: Final = 1 << 16
 _IMPLIED_MODE: Final = 0o755
 _KEPT_XATTR: Final = "security.capability"
 
@@ -46,14 +44,13 @@ def unpack(
     target: str,
     *,
     owner: Owner | None,
-    new_path: Callable[[], str],
+    spool: Spool,
 ) -> None:
     """Unpack the archive in ``file`` into the directory ``target`` of ``tree``.
 
-    ``owner``: what everything gets, None for the archive's own; ``new_path`` gives paths for the contents of larger files. Raises
-    BadArchive, InvalidTar, CorruptStream, NotADirectory.
+    ``owner``: what everything gets, None for the archive's own; ``spool`` keeps the files' contents. Raises BadArchive, InvalidTar, CorruptStream, NotADirectory.
     """
-    unpacker = _Unpacker(tree, target, owner, new_path)
+    unpacker = _Unpacker(tree, target, owner, spool)
     with decompressed(file) as stream:
         reader = TarReader(stream)
         for entry in reader:
@@ -61,11 +58,11 @@ def unpack(
 
 
 class _Unpacker:
-    def __init__(self, tree: PendingTree, target: str, owner: Owner | None, new_path: Callable[[], str]) -> None:
+    def __init__(self, tree: PendingTree, target: str, owner: Owner | None, spool: Spool) -> None:
         self._tree = tree
         self._target = target
         self._owner = owner
-        self._new_path = new_path
+        self._spool = spool
 
     def add(self, reader: TarReader, entry: TarEntry) -> None:
         _check_name(entry.name)
@@ -86,7 +83,7 @@ class _Unpacker:
 
     def _entry(self, reader: TarReader, entry: TarEntry, path: str) -> LayerEntry:
         uid, gid = (entry.uid, entry.gid) if self._owner is None else (self._owner.uid, self._owner.gid)
-        data, host_path = self._content(reader, entry) if entry.kind is Kind.FILE else (None, None)
+        content = self._spool.keep(reader, entry.size) if entry.kind is Kind.FILE else Spooled(0)
         return LayerEntry(
             path=path,
             kind=entry.kind,
@@ -94,24 +91,14 @@ class _Unpacker:
             uid=uid,
             gid=gid,
             mtime_ns=max(entry.mtime_ns, 0),
-            size=entry.size,
+            size=content.size,
             link=entry.link,
-            data=data,
-            host_path=host_path,
+            data=content.data,
+            host_path=content.host_path,
+            offset=content.offset,
             device=entry.device,
             xattrs=tuple(pair for pair in entry.xattrs if pair[0] == _KEPT_XATTR),
         )
-
-    def _content(self, reader: TarReader, entry: TarEntry) -> tuple[bytes | None, str | None]:
-        if entry.size <= _SMALL_BYTES:
-            parts = []
-            while chunk := reader.read(_SMALL_BYTES):
-                parts.append(chunk)
-            return b"".join(parts), None
-        path = self._new_path()
-        with open(path, "xb") as out:
-            shutil.copyfileobj(reader, out, _COPY_BYTES)
-        return None, path
 
     def _place(self, path: str) -> str:
         """Where an entry goes: the links above it followed, with the destination as their root."""

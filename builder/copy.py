@@ -7,10 +7,8 @@ comes from ``content.py``, the comparison with what is below from ``copy_tree.py
 from __future__ import annotations
 
 import posixpath
-import shutil
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from typing import Final
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 from pybuild.layers.entries import Kind, LayerEntry
 from pybuild.layers.views import FileView, Node
@@ -19,11 +17,10 @@ from .archives import is_archive, unpack
 from .content import Match, Selection, SourceNotFound, select_copy
 from .copy_modes import ModeChange, parse_mode
 from .copy_paths import join, parent_of
+from .copy_spool import Spool, Spooled
 from .copy_tree import MADE_NS, CannotReplace, PendingTree
 from .graph import FileCopy, FileMake, Unpack
 from .owners import NO_ACCOUNTS, InvalidUser, Owner, names_accounts, read_accounts
-
-_SMALL_BYTES: Final = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,22 +29,6 @@ class CopyPlan:
 
     entries: tuple[LayerEntry, ...]
     warnings: tuple[str, ...] = ()
-
-
-@dataclass(slots=True)
-class Spool:
-    """Files made while planning (unpacked archives), in a directory that is asked for only when needed."""
-
-    directory: Callable[[], str]
-    _path: str = ""
-    _count: int = field(default=0)
-
-    def new_path(self) -> str:
-        """A path for one more file."""
-        if not self._path:
-            self._path = self.directory()
-        self._count += 1
-        return f"{self._path}/{self._count}"
 
 
 def plan_copy(
@@ -149,7 +130,7 @@ class _Copier:
         target = self._place(posixpath.basename(name), directory=False, contents=False)
         node = Node(Kind.FILE, mode, 0, 0, len(data), MADE_NS)
         self._check_file_target(target)
-        self.tree.put(self._entry(target, node, data=data))
+        self.tree.put(self._entry(target, node, content=Spooled(len(data), data)))
 
     def unpack(self, source: FileView, match: Match) -> bool:
         """Unpack a match that is an archive into the destination; False if it is none."""
@@ -162,7 +143,7 @@ class _Copier:
         uid, gid = self._created_owner()
         self.tree.make_directories(target, mode=0o755, uid=uid, gid=gid)
         with source.open(match.path) as file:
-            unpack(file, self.tree, target, owner=self.owner, new_path=self.spool.new_path)
+            unpack(file, self.tree, target, owner=self.owner, spool=self.spool)
         return True
 
     # --- where ---------------------------------------------------------------------------------------------------------
@@ -210,25 +191,18 @@ class _Copier:
         if kind is Kind.SOCKET:
             # Layers can't hold sockets. From a context it arrives as an empty file, from a stage not at all.
             if not self.op.keep_owner:
-                self.tree.put(self._entry(target, node, kind=Kind.FILE, data=b""))
+                self.tree.put(self._entry(target, node, content=Spooled(0, b"")))
             return
         if kind is not Kind.FILE:
             self.tree.put(self._entry(target, node))
             return
-        host_path, data = node.host_path, None
-        if host_path is None:
-            host_path, data = self._read(source, path, node)
-        entry = self._entry(target, node, host_path=host_path, data=data, xattrs=self._xattrs(source, path))
+        if node.host_path is not None:
+            content = Spooled(node.size, host_path=node.host_path)
+        else:
+            with source.open(path) as file:
+                content = self.spool.keep(file, node.size)
+        entry = self._entry(target, node, content=content, xattrs=self._xattrs(source, path))
         self.tree.put(entry, group=None if node.identity is None else (self.matches, node.identity))
-
-    def _read(self, source: FileView, path: str, node: Node) -> tuple[str | None, bytes | None]:
-        with source.open(path) as file:
-            if node.size <= _SMALL_BYTES:
-                return None, file.read()
-            spooled = self.spool.new_path()
-            with open(spooled, "xb") as out:
-                shutil.copyfileobj(file, out, 1 << 20)
-        return spooled, None
 
     def _xattrs(self, source: FileView, path: str) -> Sequence[tuple[str, bytes]]:
         # Those of a context are lost on their way in the reference, too: changing the owner takes capabilities away.
@@ -239,12 +213,10 @@ class _Copier:
         target: str,
         node: Node,
         *,
-        kind: Kind | None = None,
-        host_path: str | None = None,
-        data: bytes | None = None,
+        content: Spooled | None = None,
         xattrs: Sequence[tuple[str, bytes]] = (),
     ) -> LayerEntry:
-        kind = kind or node.kind
+        kind = node.kind if content is None else Kind.FILE
         if kind is Kind.SYMLINK:
             mode = 0o777
         elif self.mode is None:
@@ -264,10 +236,11 @@ class _Copier:
             uid=uid,
             gid=gid,
             mtime_ns=node.mtime_ns,
-            size=node.size if kind is Kind.FILE and node.kind is Kind.FILE else 0,
+            size=0 if content is None else content.size,
             link=node.target,
-            data=data,
-            host_path=host_path,
+            data=None if content is None else content.data,
+            host_path=None if content is None else content.host_path,
             device=node.device or (0, 0),
             xattrs=tuple(xattrs),
+            offset=None if content is None else content.offset,
         )

@@ -11,7 +11,7 @@ layer.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import BinaryIO, Final
 
@@ -263,14 +263,17 @@ class PendingTree:
 
 
 def _chunks(entry: LayerEntry, other: BinaryIO) -> Iterator[tuple[bytes, bytes]]:
+    """The contents of an entry and of a file of the same size, piece by piece."""
     if entry.host_path is None:
         yield entry.data or b"", other.read()
         return
+    left = entry.size
     with open(os.fsencode(entry.host_path), "rb", buffering=0) as file:
-        read: Callable[[int], bytes] = file.read
-        while True:
-            ours = read(CHUNK_BYTES)
+        file.seek(entry.offset or 0)
+        while left:
+            ours = file.read(min(left, CHUNK_BYTES))
             theirs = other.read(len(ours) or 1)
             yield ours, theirs
             if not ours:
                 return
+            left -= len(ours)

@@ -17,7 +17,8 @@ from pybuild.layers.views import FileView
 
 from .content import ContentReader, Selection
 from .contexts_local import LocalContext
-from .copy import Spool, plan_copy, plan_make
+from .copy import plan_copy, plan_make
+from .copy_spool import Spool
 from .downloads import DownloadedFile, GitTree
 from .execute import ExecRunner, ExecSettings
 from .execute_trees import MountTree, StackTree, ViewTree
@@ -264,12 +265,13 @@ class StepRunner:
         stack: tuple[Digest, ...] = () if op.link else self.stack(step.inputs[0])
         with ExitStack() as held:
             parent = held.enter_context(self.view(step.inputs[0])) if stack else None
+            spool = held.enter_context(Spool(lambda: held.enter_context(self._snapshots.scratch())))
             plan = plan_copy(
                 op,
                 parent=parent,
                 source=source,
                 selection=inputs.selections.get(position),
-                spool=Spool(lambda: held.enter_context(self._snapshots.scratch())),
+                spool=spool,
                 literal=position < len(step.inputs) and is_download(step.inputs[position]),
             )
             for warning in plan.warnings:
