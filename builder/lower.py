@@ -25,7 +25,7 @@ from .git_reference import GitReference
 from .graph import Network, Vertex
 from .image_config import set_labels, with_platform
 from .lower_instructions import InstructionLowering, makes_vertex
-from .named_context import MAIN_CONTEXT, NamedContext
+from .named_context import MAIN_CONTEXT, NamedContext, TargetContextRef
 from .onbuild import parse_triggers
 from .platforms import platform_arguments
 from .progress import BuildWarning, Progress, Silent
@@ -209,6 +209,8 @@ class _Lowering:
     def _triggers(self, node: StageNode) -> tuple[Instruction, ...]:
         if node.base is not None:
             return tuple(instruction.trigger for instruction in onbuild_triggers(node.base))
+        if node.context is not None and isinstance(node.context[1], TargetContextRef):
+            return parse_triggers(node.context[1].config.on_build, span=node.span)
         request = self._request(node)
         if request is None:
             return ()

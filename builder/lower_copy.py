@@ -259,7 +259,8 @@ def _gather(parts: list[_Part], note: Note, nonce: str) -> _Part:
             unpack=part.unpack,
             nonce=nonce,
         )
-        tree = Vertex(operation, (tree, part.vertex), note)
+        title = f"{note.title} (source {number + 1} of {len(parts)})"
+        tree = Vertex(operation, (tree, part.vertex), replace(note, title=title))
         named = isinstance(part.vertex.op, HttpSource) and part.unpack is Unpack.NEVER
         sources.append(f"/{number}" + _GLOB.sub(r"\\\1", part.sources[0]) if named else directory)
     return _Part(tree, tuple(sources), keep_owner=True)

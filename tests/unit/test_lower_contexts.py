@@ -251,3 +251,19 @@ def test_progress_tells_of_metadata():
     assert started.title == "[internal] load metadata for docker.io/library/busybox:latest"
     assert isinstance(done, StepDone)
     assert done.step == started.step
+
+
+def test_triggers_of_another_build_s_result_run():
+    other = lowered("FROM busybox\nONBUILD RUN trigger\n")
+    target = TargetContextRef("t", other.vertex, other.config, other.history)
+    image = lowered("FROM base\nRUN x\n", contexts={"base": target})
+    assert [vertex.op.args[-1] for vertex in chain(image)[1:]] == ["trigger", "x"]
+    assert image.config.on_build == ()
+
+
+def test_an_image_is_not_looked_for_where_a_context_stands_for_it_on_this_platform_only():
+    images = Images(DEFAULT_IMAGES)
+    contexts = {"busybox::linux/arm64": LocalContextRef("x")}
+    image = lowered("FROM busybox\nRUN x\n", images, contexts=contexts)
+    assert isinstance(chain(image)[0].op, ImageSource)
+    assert images.asked == [(BUSYBOX, "linux/amd64")]

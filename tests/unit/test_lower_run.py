@@ -294,3 +294,10 @@ def test_no_cache_marks_steps_of_all_or_of_named_stages():
     some = [vertex.op.nonce for vertex in chain(lowered(text, no_cache_stages=frozenset({"A"}), nonce=lambda: "n"))[1:]]
     assert some == ["n", "n", "n", ""]
     assert {vertex.op.nonce for vertex in chain(lowered(text))[1:]} == {""}
+
+
+def test_flags_before_a_heredoc():
+    step = run("--mount=type=tmpfs,target=/t --network=none <<EOF\necho a\nEOF")
+    assert step.args[-1] == "echo a\n"
+    assert step.mounts == (TmpfsMount(target="/t"),)
+    assert step.network is Network.NONE
