@@ -12,7 +12,7 @@ from typing import Any
 
 from pybuild.errors import PybuildError
 
-from .database import Database, Row
+from .database import Database, Row, storable
 
 KEPT_BUILDS = 200
 
@@ -75,7 +75,7 @@ class Builds:
             head = {"names": build.names, "result": build.result, "error": build.error, "details": build.details}
             connection.execute(
                 "INSERT INTO build VALUES (?, ?, ?, ?, ?)",
-                (build.ref, build.subject, build.started, build.finished, json.dumps(head)),
+                (build.ref, storable(build.subject), build.started, build.finished, json.dumps(head)),
             )
             connection.executemany(
                 "INSERT INTO build_step VALUES (?, ?, ?)",
@@ -91,7 +91,7 @@ class Builds:
         row = self._database.row(
             "SELECT ref, subject, started, finished, record FROM build"
             " WHERE (?1 IS NULL OR subject = ?1) AND (?2 IS NULL OR started < ?2) ORDER BY started DESC, ref LIMIT 1",
-            (subject, before),
+            (None if subject is None else storable(subject), before),
         )
         return None if row is None else self._load(row)
 

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from .database import Database, Row
+from .database import Database, Row, storable
 from .digest import Digest
 from .entries import CacheRecord
 from .layer_index import LayerIndex
@@ -72,7 +72,7 @@ class CacheIndex:
                 "INSERT INTO cache_record VALUES (?, ?, ?, ?, ?, ?, 0) ON CONFLICT (key) DO UPDATE SET"
                 " layers = excluded.layers, own = excluded.own, recipe = excluded.recipe, created = excluded.created,"
                 " last_used = excluded.last_used",
-                (record.key, layers, record.own, record.recipe, record.created, now),
+                (record.key, layers, record.own, storable(record.recipe), record.created, now),
             )
             connection.executemany(
                 "INSERT INTO cache_alias VALUES (?, ?) ON CONFLICT (alias) DO UPDATE SET key = excluded.key",

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from .database import Database
+from .database import Database, storable
 from .locks import LockMode, lock_file, try_lock_file
 
 
@@ -53,20 +53,20 @@ class CacheMounts:
                 connection.execute(
                     "INSERT INTO cache_mount VALUES (?, ?, ?, ?, 1) ON CONFLICT (id) DO UPDATE SET"
                     " last_used = excluded.last_used, uses = uses + 1",
-                    (id, name, now, now),
+                    (storable(id), name, now, now),
                 )
             yield path
 
     @contextmanager
-    def claim(self, id: str) -> Iterator[bool]:
-        """True if nobody uses the cache mount, and then nobody can until the context ends: for removing it."""
-        with try_lock_file(self._locks / f"mount-{_name(id)}", transient=True) as free:
+    def claim(self, name: str) -> Iterator[bool]:
+        """True if nobody uses the cache mount whose directory has this name, and then nobody can until the context ends: for removing it."""
+        with try_lock_file(self._locks / f"mount-{name}", transient=True) as free:
             yield free
 
-    def forget(self, id: str) -> None:
-        """Forget the cache mount, whose directory is the caller's to remove."""
+    def forget(self, name: str) -> None:
+        """Forget the cache mount whose directory has this name; the directory is the caller's to remove."""
         with self._database.transaction() as connection:
-            connection.execute("DELETE FROM cache_mount WHERE id = ?", (id,))
+            connection.execute("DELETE FROM cache_mount WHERE directory = ?", (name,))
 
     def list(self) -> tuple[CacheMountRecord, ...]:
         """All cache mounts, by id."""

@@ -105,6 +105,11 @@ _MIGRATIONS = (
 )
 
 
+def storable(text: str) -> str:
+    """``text`` with undecodable bytes (lone surrogates) as backslash escapes: SQLite's text is UTF-8. Of JSON it makes equivalent JSON."""
+    return text if text.isascii() else text.encode("utf-8", "backslashreplace").decode("utf-8")
+
+
 class StoreTooNew(PybuildError):
     """A newer pybuild has written this store."""
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from .database import Database, Row
+from .database import Database, Row, storable
 from .digest import Digest
 
 
@@ -37,6 +37,7 @@ class Facts:
 
     def get(self, kind: str, key: str) -> Fact | None:
         """The fact, marked used, or None. Whether its blobs are still there is for the caller to see."""
+        key = storable(key)
         row = self._database.row(f"SELECT {_COLUMNS} FROM fact WHERE kind = ? AND key = ?", (kind, key))
         if row is None:
             return None
@@ -55,13 +56,13 @@ class Facts:
             connection.execute(
                 "INSERT INTO fact VALUES (?, ?, ?, ?, ?, ?, 0) ON CONFLICT (kind, key) DO UPDATE SET"
                 " value = excluded.value, blobs = excluded.blobs, created = excluded.created, last_used = excluded.last_used",
-                (kind, key, value, " ".join(map(str, blobs)), now, now),
+                (kind, storable(key), storable(value), " ".join(map(str, blobs)), now, now),
             )
 
     def forget(self, kind: str, key: str) -> None:
         """Forget an answer; idempotent."""
         with self._database.transaction() as connection:
-            connection.execute("DELETE FROM fact WHERE kind = ? AND key = ?", (kind, key))
+            connection.execute("DELETE FROM fact WHERE kind = ? AND key = ?", (kind, storable(key)))
 
     def list(self, kind: str | None = None) -> tuple[Fact, ...]:
         """All facts, or those of one kind, by kind and key."""

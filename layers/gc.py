@@ -249,9 +249,9 @@ class Collector:
         mounts = {row.id for row in plan.chosen if row.type is UsageType.CACHE_MOUNT}
         for mount, _, _ in survey.mounts:
             if mount.directory.name in mounts:
-                with self._store.cache_mounts.claim(mount.id) as free, suppress(FileNotFoundError):
+                with self._store.cache_mounts.claim(mount.directory.name) as free, suppress(FileNotFoundError):
                     if free:
-                        self._store.cache_mounts.forget(mount.id)
+                        self._store.cache_mounts.forget(mount.directory.name)
                         mount.directory.rename(trash / f"mount-{mount.directory.name}")
 
 

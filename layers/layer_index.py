@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pybuild.errors import PybuildError
 
 from .blobs import BlobStore
-from .database import Database, Row
+from .database import Database, Row, storable
 from .descriptor import OCI_LAYER, Descriptor
 from .digest import Digest
 from .entries import Layer
@@ -63,7 +63,7 @@ class LayerIndex:
             connection.execute(
                 "INSERT INTO layer VALUES (?, ?, ?, ?, ?) ON CONFLICT (diff_id) DO UPDATE SET"
                 " description = CASE WHEN description = '' THEN excluded.description ELSE description END",
-                (str(layer.diff_id), layer.size, int(layer.empty), description, now),
+                (str(layer.diff_id), layer.size, int(layer.empty), storable(description), now),
             )
             if blob is not None:
                 self._insert(layer.diff_id, blob, now)

@@ -261,7 +261,7 @@ def take_survey(store: Store, *, horizon: float | None, mount_sizes: Mapping[str
     facts = [(fact, _closure(store, fact.blobs)) for fact in store.facts.list()]
     mounts: list[tuple[CacheMountRecord, int, bool]] = []
     for mount in store.cache_mounts.list():
-        with store.cache_mounts.claim(mount.id) as free:
+        with store.cache_mounts.claim(mount.directory.name) as free:
             mounts.append((mount, mount_sizes.get(mount.id, 0), not free))
     return Survey(images, records, facts, layers, mounts, blobs, unpacked, horizon)
 

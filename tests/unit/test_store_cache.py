@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import multiprocessing
 import os
 import signal
@@ -16,6 +17,7 @@ import pytest
 from pybuild.builder.protocols import CacheIndex as CacheIndexProtocol
 from pybuild.errors import Cancelled
 from pybuild.layers.builds import KEPT_BUILDS, AmbiguousBuild, BuildRecord, BuildStep
+from pybuild.layers.database import NotStorable
 from pybuild.layers.descriptor import OCI_LAYER_GZIP
 from pybuild.layers.digest import Digest
 from pybuild.layers.entries import CacheRecord, Layer
@@ -125,6 +127,23 @@ def test_a_record_without_its_layers_is_no_record(store: Store) -> None:
     empty = record("scratch")
     store.cache.put(empty)
     assert store.cache.get("scratch") == empty
+
+
+def test_names_that_are_no_unicode_are_kept_in_escaped_form(store: Store) -> None:
+    store.cache.put(replace(record("k"), recipe='{"path":"\udcff\u00e9"}'))
+    found = store.cache.get("k")
+    assert found is not None
+    assert json.loads(found.recipe) == {"path": "\udcff\u00e9"}
+    with store.cache_mounts.use("/\udcff") as path:
+        assert path.is_dir()
+    store.facts.put("http", "http://x/\udcff", value="\udcff")
+    assert store.facts.get("http", "http://x/\udcff") is not None
+    layer = Layer(store.blobs.write(b"1"), 1)
+    store.layers.register(layer, description="COPY \udcff")
+    store.builds.record(build("a", 1, "/\udcff"))
+    assert store.builds.last(subject="/\udcff") is not None
+    with pytest.raises(NotStorable):
+        store.images.tag("x\udcff", "y")
 
 
 def test_uses_are_counted_when_the_session_is_flushed(store: Store) -> None:
@@ -378,12 +397,12 @@ def test_a_cache_mount_is_one_directory_per_id_and_held_while_used(store: Store)
         with store.cache_mounts.use("/root/.cache") as again, store.cache_mounts.use("../../etc") as other:
             assert again == path
             assert other.parent == path.parent == store.root / "cache-mounts"
-        with store.cache_mounts.claim("/root/.cache") as free:
+        with store.cache_mounts.claim(store.cache_mounts.path("/root/.cache").name) as free:
             assert not free
-    with store.cache_mounts.claim("/root/.cache") as free:
+    with store.cache_mounts.claim(store.cache_mounts.path("/root/.cache").name) as free:
         assert free
     rows = {row.id: row for row in store.cache_mounts.list()}
     assert rows["/root/.cache"].uses == 2
     assert rows["/root/.cache"].directory == path
-    store.cache_mounts.forget("/root/.cache")
+    store.cache_mounts.forget(rows["/root/.cache"].directory.name)
     assert [row.id for row in store.cache_mounts.list()] == ["../../etc"]
