@@ -15,7 +15,7 @@ import os
 import re
 import urllib.parse
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from struct import Struct
 from typing import Final, Protocol
@@ -116,8 +116,10 @@ class TarReader:
     The stream is closed by the caller. Iterating and reading raise InvalidTar and whatever ``source`` raises.
     """
 
-    def __init__(self, source: Source) -> None:
+    def __init__(self, source: Source, *, seek: Callable[[int, int], object] | None = None) -> None:
+        """``seek``: the source's, if it has one: content that nobody reads is then jumped over."""
         self._source = source
+        self._seek = seek
         self._buffer = memoryview(b"")
         self._at = 0  # in the buffer
         self._base = 0  # offset in the stream of the buffer's beginning
@@ -162,6 +164,11 @@ class TarReader:
             size -= step
             if not size:
                 return
+            if self._seek is not None and size > _CHUNK_BYTES:
+                # Not to the very end: that the last byte is there tells an archive from a truncated one.
+                self._seek(size - BLOCK, os.SEEK_CUR)
+                self._base += self._at + size - BLOCK
+                self._at, self._buffer, size = 0, memoryview(b""), BLOCK
             if not self._fill(1):
                 raise InvalidTar("it ends too early", offset=self.offset)
 

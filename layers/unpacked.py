@@ -1,0 +1,271 @@
+"""The unpacked layers of a store: ``layers/<hex>/``, made when somebody needs files and not only bytes.
+
+Owns that directory. Never makes layers, never looks for their bytes elsewhere than in the store.
+
+    layers/<hex>/fs          the layer in overlay-lower form. <hex> is its diff ID's if it stands alone, else the chain ID's of the
+                             stack that it was unpacked on (implied parents, hard links to lower files, and uppers of a step
+                             that hold more than their tar)
+    layers/<hex>/merged-<n>  the 50 layers that end with this chain ID as one (n = 1), or 50 of such (n = 2), … by hard links
+
+Each appears by an atomic rename. Its directory's modification time is when it was last used (see leases.py).
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+import threading
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import BinaryIO, Final
+
+from pybuild.errors import PybuildError
+
+from .active import ActiveDirectories
+from .blobs import BlobStore
+from .compression import ReadAhead, decompressed
+from .digest import Digest
+from .entries import Layer
+from .layer_index import LayerIndex, LayerNotFound
+from .leases import Leases
+from .locks import lock_file
+from .tar_index import index_tar
+from .tree_views import EntryLayer, LayerSource, StackView
+from .trees import merge_layers
+from .unpack import unpack_layer
+from .xattrs import Ownership
+
+_BLOCK_LAYERS: Final = 50
+_STACKED_LAYERS: Final = (
+    100  # overlayfs takes 500 (fs/overlayfs/ovl_entry.h); mounting and looking up cost more with each
+)
+_INDEXED_LAYERS: Final = 64
+
+
+class WrongDiffId(PybuildError):
+    """A layer's content is not what the image configuration says."""
+
+    def __init__(self, expected: Digest, *, found: Digest) -> None:
+        super().__init__(
+            f"the layer's content has the diff ID {found}, not {expected}",
+            hint="the image is damaged, or its configuration belongs to other layers",
+        )
+        self.expected = expected
+        self.found = found
+
+
+class UnpackedLayers:
+    """Finds, makes and hands out unpacked layers. A stack is a sequence of diff IDs, lowest first."""
+
+    def __init__(
+        self, root: Path, *, blobs: BlobStore, index: LayerIndex, leases: Leases, active: ActiveDirectories
+    ) -> None:
+        self._layers = os.fspath(root / "layers")
+        self._locks = root / "locks"
+        self._blobs = blobs
+        self._index = index
+        self._leases = leases
+        self._active = active
+        self._chains: dict[tuple[str, Digest], Digest] = {}
+        self._known: set[str] = set()
+        self._known_epoch: int | None = None
+        self._indexed: dict[Digest, EntryLayer | None] = {}
+        self._guard = threading.Lock()
+
+    @cached_property
+    def ownership(self) -> Ownership:
+        """What this process may do to files of the store."""
+        return Ownership.probe(self._layers)
+
+    # --- names --------------------------------------------------------------------------------------------------------
+
+    def chain(self, stack: Sequence[Digest]) -> list[Digest]:
+        """The chain ID of every prefix (image specification, ``config.md``)."""
+        out: list[Digest] = []
+        before = ""
+        for diff_id in stack:
+            key = (before, diff_id)
+            found = self._chains.get(key)
+            if found is None:
+                found = diff_id if not before else Digest.of(f"{before} {diff_id}".encode())
+                self._chains[key] = found
+            out.append(found)
+            before = str(found)
+        return out
+
+    def _present(self, path: str) -> bool:
+        """True if ``layers/<path>`` is there; it is then kept for the running lease."""
+        epoch = self._leases.epoch
+        if epoch is None or epoch != self._known_epoch:
+            self._known, self._known_epoch = set(), epoch
+        elif path in self._known:
+            return True
+        full = f"{self._layers}/{path}"
+        if not os.path.isdir(full):
+            return False
+        with self._leases.shared():
+            try:
+                os.utime(os.path.dirname(full))
+            except FileNotFoundError:
+                return False
+            if not os.path.isdir(full):
+                return False
+        self._known.add(path)
+        return True
+
+    def _find(self, diff_id: Digest, chain_id: Digest) -> str | None:
+        for name in (chain_id.hex, diff_id.hex):
+            if self._present(f"{name}/fs"):
+                return f"{self._layers}/{name}/fs"
+        return None
+
+    def is_unpacked(self, stack: Sequence[Digest]) -> bool:
+        """True if the topmost layer of ``stack`` is unpacked for it."""
+        return self._find(stack[-1], self.chain(stack)[-1]) is not None
+
+    # --- handing out --------------------------------------------------------------------------------------------------
+
+    def sources(self, stack: Sequence[Digest]) -> list[LayerSource | str]:
+        """Something to look at for every layer: its directory, or its tar; unpacks only what is neither."""
+        out: list[LayerSource | str] = []
+        for position, (diff_id, chain_id) in enumerate(zip(stack, self.chain(stack), strict=True)):
+            found: LayerSource | str | None = self._find(diff_id, chain_id) or self._index_of(diff_id)
+            out.append(found if found is not None else self._unpack(stack[: position + 1], chain_id))
+        return out
+
+    def view(self, stack: Sequence[Digest]) -> StackView:
+        """What the stack shows."""
+        return StackView(self.sources(stack), owners=self.ownership.owners)
+
+    def _index_of(self, diff_id: Digest) -> EntryLayer | None:
+        with self._guard:
+            if diff_id in self._indexed:
+                found = self._indexed.pop(diff_id)
+                self._indexed[diff_id] = found  # the last of the dictionary was used last
+                return found
+        if self._index.tar_blob(diff_id) is None:
+            return None
+        found = index_tar(os.fspath(self._blobs.path(diff_id)))
+        with self._guard:
+            self._indexed[diff_id] = found
+            while len(self._indexed) > _INDEXED_LAYERS:
+                del self._indexed[next(iter(self._indexed))]
+        return found
+
+    def directories(self, stack: Sequence[Digest]) -> tuple[str, ...]:
+        """The directories of all layers, unpacked as far as needed; of a deep stack the lower part is merged."""
+        chains = self.chain(stack)
+        found = [self._find(diff_id, chain_id) for diff_id, chain_id in zip(stack, chains, strict=True)]
+        missing = [position for position, path in enumerate(found) if path is None]
+        if len(missing) == 1:
+            found[missing[0]] = self._unpack(stack[: missing[0] + 1], chains[missing[0]])
+        elif missing:
+            from concurrent.futures import ThreadPoolExecutor
+
+            # Decompression and hashing leave the interpreter to others: more threads than cores gain nothing.
+            with ThreadPoolExecutor(min(len(missing), len(os.sched_getaffinity(0)), 4), "unpack") as pool:
+                made = pool.map(lambda position: self._unpack(stack[: position + 1], chains[position]), missing)
+                for position, path in zip(missing, made, strict=True):
+                    found[position] = path
+        paths = [path for path in found if path is not None]
+        return self._within_limits(paths, chains)
+
+    # --- making -------------------------------------------------------------------------------------------------------
+
+    def _unpack(self, stack: Sequence[Digest], chain_id: Digest) -> str:
+        diff_id = stack[-1]
+        # By chain ID: whoever waits here with a lock of its own waits for a shorter stack, so never in a circle.
+        with lock_file(self._locks / f"unpack-{chain_id.hex}", transient=True):
+            found = self._find(diff_id, chain_id)
+            if found is not None:
+                return found
+            blobs = self._index.blobs(diff_id)
+            if blobs:
+                with self._blobs.open(blobs[0].digest) as content:
+                    self._apply(stack, chain_id, content, verify=blobs[0].digest != diff_id)
+            elif self._index.tar_blob(diff_id) is not None:
+                with self._blobs.open(diff_id) as content:
+                    self._apply(stack, chain_id, content, verify=False)
+            else:
+                raise LayerNotFound(diff_id)
+        found = self._find(diff_id, chain_id)
+        if found is None:
+            raise LayerNotFound(diff_id)
+        return found
+
+    def unpack_stream(self, stack: Sequence[Digest], stream: BinaryIO) -> Layer:
+        """Unpack the topmost layer of ``stack`` from its blob's bytes as they arrive, whatever they are compressed with.
+
+        The layers below may be unpacked later, or by other threads at the same time: they are only asked for when the layer
+        does not stand alone. Returns the layer, not registered. Raises WrongDiffId (and nothing is kept), InvalidTar,
+        InvalidLayer, CorruptStream, and what ``stream`` raises.
+        """
+        return self._apply(stack, self.chain(stack)[-1], stream, verify=True)
+
+    def _apply(self, stack: Sequence[Digest], chain_id: Digest, content: BinaryIO, *, verify: bool) -> Layer:
+        diff_id = stack[-1]
+        hasher = hashlib.new(diff_id.algorithm, usedforsecurity=False)
+        size = 0
+
+        def account(chunk: bytes) -> None:
+            nonlocal size
+            size += len(chunk)
+            if verify:
+                hasher.update(chunk)
+
+        with self._active.make() as directory:
+            target = f"{directory}/fs"
+            os.mkdir(target, 0o755)
+            os.chmod(target, 0o755)
+            with ReadAhead(decompressed(content), on_chunk=account) as stream:
+                unpacked = unpack_layer(stream, target, ownership=self.ownership, lower=lambda: self.view(stack[:-1]))
+            if verify and hasher.hexdigest() != diff_id.hex:
+                raise WrongDiffId(diff_id, found=Digest(diff_id.algorithm, hasher.hexdigest()))
+            self.publish(target, diff_id if unpacked.stands_alone else chain_id)
+        return Layer(diff_id, size, empty=unpacked.entries == 0)
+
+    def publish(self, directory: str, name: Digest, *, part: str = "fs") -> None:
+        """Move a finished directory, on the store's file system, to its place. If somebody was faster it stays where it is."""
+        home = f"{self._layers}/{name.hex}"
+        with self._leases.shared():
+            try:
+                os.mkdir(home, 0o755)
+            except FileExistsError:
+                os.utime(home)
+            try:
+                os.rename(directory, f"{home}/{part}")
+            except OSError as error:
+                if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                    raise
+
+    # --- deep stacks --------------------------------------------------------------------------------------------------
+
+    def _within_limits(self, paths: list[str], chains: Sequence[Digest]) -> tuple[str, ...]:
+        """Replace the lower part of a deep stack, in blocks, by merged directories. A block is merged once for all stacks that share it,
+        so the cost per layer stays the same however deep the stack grows."""
+        parts = list(zip(paths, chains, strict=True))
+        level = 1
+        while len(parts) > _STACKED_LAYERS:
+            count = (len(parts) - _BLOCK_LAYERS) // _BLOCK_LAYERS
+            blocks = [parts[n * _BLOCK_LAYERS : (n + 1) * _BLOCK_LAYERS] for n in range(count)]
+            merged = [
+                (self._merged([path for path, _ in block], block[-1][1], level), block[-1][1]) for block in blocks
+            ]
+            parts = [*merged, *parts[count * _BLOCK_LAYERS :]]
+            level += 1
+        return tuple(path for path, _ in parts)
+
+    def _merged(self, paths: list[str], chain_id: Digest, level: int) -> str:
+        part = f"merged-{level}"
+        place = f"{chain_id.hex}/{part}"
+        if not self._present(place):
+            with lock_file(self._locks / f"merge-{chain_id.hex}", transient=True):
+                if not self._present(place):
+                    with self._active.make() as directory:
+                        target = f"{directory}/{part}"
+                        os.mkdir(target, 0o755)
+                        merge_layers(paths, target, opaque=self.ownership.opaque)
+                        self.publish(target, chain_id, part=part)
+        return f"{self._layers}/{place}"
