@@ -48,7 +48,11 @@ sandbox.unshare(sandbox.CLONE_NEWNS)
 sandbox.mount(b"none", b"/", flags=sandbox.MS_REC | sandbox.MS_PRIVATE)
 for name in (b"/etc/subuid", b"/etc/subgid"):
     sandbox.mount(ranges.encode(), name, flags=sandbox.MS_BIND)
-os.setgroups([]); os.setresgid(65534, 65534, 65534); os.setresuid(65534, 65534, 65534)
+if os.environ.get("UNPRIVILEGED_ROOT"):
+    # As in a container: root, without the right to mount.
+    sandbox.drop_bounding(sandbox.read_bounding() & ~(1 << 21))
+else:
+    os.setgroups([]); os.setresgid(65534, 65534, 65534); os.setresuid(65534, 65534, 65534)
 os.execve(python, [python, "-B", "-c", driver, source, request], {"PATH": "/usr/bin:/bin", "HOME": "/nonexistent"})
 """
 
@@ -100,7 +104,7 @@ class User:
         for path in [folder, *folder.rglob("*")]:
             os.chown(path, 65534, 65534, follow_symlinks=False)
 
-    def run(self, script: str, **fields: object) -> dict[str, Any]:
+    def run(self, script: str, *, as_root: bool = False, **fields: object) -> dict[str, Any]:
         request = {
             "lower": [str(self.folder / "lower")],
             "upper": str(self.folder / "upper"),
@@ -113,6 +117,7 @@ class User:
             capture_output=True,
             text=True,
             check=False,
+            env={**os.environ, "UNPRIVILEGED_ROOT": "1"} if as_root else None,
         )
         assert result.returncode == 0, result.stderr
         answer: dict[str, Any] = json.loads(result.stdout)
@@ -243,3 +248,13 @@ def test_subuid_lines_that_are_not_understood_are_skipped(tmp_path: Path) -> Non
     path.write_text("# comment\nme:1:2:3\nme:x:5\nme:100:0\n:100:5\nme:1000:10\n1234:5000:5\nyou:1:1\nme:²:5\n")
     assert userns.sub_ids(path, name="me", number=1234) == ((1000, 10), (5000, 5))
     assert userns.sub_ids(tmp_path / "none", name="me", number=1) == ()
+
+
+def test_root_without_the_right_to_mount_keeps_its_ids(single_id: User) -> None:
+    for path in single_id.folder.rglob("*"):
+        os.chown(path, 0, 0, follow_symlinks=False)
+    answer = single_id.run("touch /tmp/f; chown 1000:7 /tmp/f; id -u; cat /proc/self/uid_map", as_root=True)
+    assert (answer["kind"], answer["notices"], answer["uid"]) == ("subids", [], 0)
+    assert answer["output"].split() == ["0", "0", "0", "4294967294"]
+    status = (single_id.folder / "upper/tmp/f").stat()
+    assert (status.st_uid, status.st_gid) == (1000, 7)

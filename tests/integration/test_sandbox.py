@@ -20,6 +20,7 @@ from pathlib import Path
 
 import pytest
 
+import pybuild
 from pybuild.builder.protocols import (
     DataMount,
     ExitStatus,
@@ -564,13 +565,19 @@ with NamespaceExecutor() as executor:
 """
 
 
-@pytest.mark.parametrize("victim", ["engine", "keeper", "launcher"])
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
+@pytest.mark.parametrize(
+    ("victim", "number"),
+    [
+        ("engine", signal.SIGKILL),
+        ("engine", signal.SIGINT),
+        ("engine", signal.SIGTERM),
+        ("keeper", signal.SIGKILL),
+        ("launcher", signal.SIGKILL),
+    ],
+)
 def test_a_dead_engine_leaves_no_processes_mounts_or_groups(
     overlay: RootOverlay, victim: str, number: signal.Signals
 ) -> None:
-    if victim != "engine" and number == signal.SIGINT:
-        pytest.skip("an interrupt from the keyboard is ignored there")
     mounts = Path("/proc/self/mountinfo").read_text()
     with subprocess.Popen(
         [sys.executable, "-c", DRIVER, overlay.lower[0], overlay.upper, overlay.work],
@@ -662,3 +669,51 @@ def test_seccomp_answers_as_dockers_profile_does(shell: Shell) -> None:
         "True -1",
         "2",
     ]
+
+
+NESTED = """
+import sys, threading, os, tempfile
+sys.path.insert(0, {source!r})
+from pybuild.daemon import userns
+from pybuild.daemon.executor import NamespaceExecutor
+from pybuild.builder.protocols import ProcessSpec
+from pybuild.layers.entries import RootOverlay
+try:
+    print(userns.enter().kind.value, flush=True)
+    os.makedirs("/store/upper"); os.makedirs("/store/work")
+    root = RootOverlay(lower=("/lower",), upper="/store/upper", work="/store/work")
+    spec = ProcessSpec(root=root, args=("/bin/sh", "-c", "echo $$ nested; touch /f; mount | grep -c ."), env=(), cwd="/")
+    with NamespaceExecutor() as executor:
+        status = executor.run(spec, on_output=lambda n, data: print(data.decode(), end="", flush=True), cancel=threading.Event())
+        print(status.code, *executor.notices)
+    print(os.listdir("/store/upper"))
+except Exception as error:
+    print(type(error).__name__, error, getattr(error, "hint", ""))
+"""
+
+
+def nested(busybox_root: Path) -> tuple[tuple[HostMount | TemporaryMount, ...], tuple[str, ...]]:
+    source = Path(pybuild.__file__).resolve().parent.parent
+    mounts, args = host_python(NESTED.format(source=str(source)))
+    extra = (
+        HostMount(str(source.parent), str(source.parent), readonly=True),
+        HostMount(str(busybox_root), "/lower", readonly=True),
+        TemporaryMount("/store"),
+    )
+    return (*mounts, *extra), args
+
+
+def test_a_privileged_step_can_run_steps_itself(shell: Shell, busybox_root: Path) -> None:
+    mounts, args = nested(busybox_root)
+    _, output = shell("", args=args, mounts=mounts, insecure=True)
+    lines = output.splitlines()
+    assert lines[:2] == ["root", "1 nested"]
+    assert "0" in lines
+    assert "'f'" in lines[-1]
+
+
+def test_an_ordinary_step_says_why_it_cannot_run_steps(shell: Shell, busybox_root: Path) -> None:
+    mounts, args = nested(busybox_root)
+    _, output = shell("", args=args, mounts=mounts)
+    assert output.startswith("UserNamespaceError no user namespace can be had: ")
+    assert "seccomp profile that allows unshare(2)" in output
