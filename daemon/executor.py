@@ -43,23 +43,6 @@ DEFAULT_SHM_SIZE = 64 << 20
 POLL_MILLISECONDS = 100
 """How often a running step looks whether it was cancelled."""
 
-# What Docker hides from containers and what it makes read-only there.
-MASKED_PATHS = (
-    "/proc/acpi",
-    "/proc/asound",
-    "/proc/interrupts",
-    "/proc/kcore",
-    "/proc/keys",
-    "/proc/latency_stats",
-    "/proc/sched_debug",
-    "/proc/scsi",
-    "/proc/timer_list",
-    "/proc/timer_stats",
-    "/sys/devices/virtual/powercap",
-    "/sys/firmware",
-)
-READONLY_PATHS = ("/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger")
-
 # Devices of an insecure step beyond the standard ones: path below /dev, type, major, minor, mode.
 CHARACTER = 0o020000
 BLOCK = 0o060000
@@ -263,8 +246,6 @@ class NamespaceExecutor:
             "inheritable": granted if spec.insecure else 0,
             "ambient": granted if spec.insecure else 0,
             "seccomp": b"" if spec.insecure else self._program(granted),
-            "masked": [] if spec.insecure else [path.encode() for path in MASKED_PATHS],
-            "readonly": [] if spec.insecure else [path.encode() for path in READONLY_PATHS],
             "devices": list(INSECURE_DEVICES) if spec.insecure else [],
             "privileged": spec.insecure,
             "control_group_parent": expand_slice(spec.cgroup_parent),

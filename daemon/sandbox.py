@@ -1,6 +1,6 @@
 """Owns every namespace, mount and privilege system call: a launcher process that runs steps, each isolated like a container.
 
-Never decides what a step may do (capabilities, seccomp program, masks and mounts come in the request), never touches a
+Never decides what a step may do (capabilities, the seccomp program and its mounts come in the request), never touches a
 store, a registry or an image. Uses the standard library only and imports little of it, because it is started as a script
 (see ``daemon/launcher.py``) and forks once per step: what isn't imported needn't be started or copied. It is one module
 beyond the usual size so that all that is privileged can be read in one place.
@@ -32,7 +32,7 @@ import struct
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
     from typing import NoReturn, TypeAlias, TypedDict
 
     StepMount: TypeAlias = tuple[object, ...]
@@ -64,8 +64,6 @@ if TYPE_CHECKING:
         inheritable: int
         ambient: int
         seccomp: bytes
-        masked: list[bytes]
-        readonly: list[bytes]
         devices: list[tuple[bytes, int, int, int, int]]
         privileged: bool
         control_group_parent: str
@@ -588,6 +586,13 @@ def mount_root(request: Request, *, attributes: int) -> int:
 
 # --- standard mounts -------------------------------------------------------------------------------------------------
 
+# What Docker hides from containers and what it makes read-only there, besides ``sensitive_sys_paths``.
+MASKED_PATHS = (
+    *(b"proc/acpi", b"proc/asound", b"proc/interrupts", b"proc/kcore", b"proc/keys", b"proc/latency_stats"),
+    *(b"proc/sched_debug", b"proc/scsi", b"proc/timer_list", b"proc/timer_stats"),
+)
+READONLY_PATHS = (b"proc/bus", b"proc/fs", b"proc/irq", b"proc/sys", b"proc/sysrq-trigger")
+
 STANDARD_DEVICES = (
     (b"null", 1, 3),
     (b"zero", 1, 5),
@@ -721,8 +726,8 @@ def prepare_sys() -> None:
         mount_fresh_sys(root, attributes=NOSUID | NODEV | NOEXEC)
     except OSError:
         pass  # a user namespace below the host's network: steps get the host's /sys, read-only
-    finally:
-        os.close(root)
+    mask_paths(root, sensitive_sys_paths())
+    os.close(root)
 
 
 def mount_fresh_sys(root: int, *, attributes: int) -> list[str]:
@@ -748,6 +753,8 @@ def mount_sys(step: Step, *, own: bool) -> None:
     if own:
         try:
             step.notices += mount_fresh_sys(step.root, attributes=attributes)
+            if not privileged:
+                mask_paths(step.root, sensitive_sys_paths())
             return
         except OSError as error:
             if error.errno != errno.EPERM:
@@ -792,35 +799,49 @@ def mount_control_groups(root: int, *, attributes: int) -> None:
     os.close(folder)
 
 
-def protect_paths(step: Step) -> None:
-    """Hide masked paths behind /dev/null or an empty read-only directory, and make read-only paths read-only."""
-    null = -1
-    empty = -1
-    for path in step.request["masked"]:
+def mask_paths(root: int, paths: Iterable[bytes]) -> None:
+    """Hide what exists of ``paths`` behind /dev/null or an empty read-only directory."""
+    null = empty = -1
+    for path in paths:
         try:
-            target = open_in_root(step.root, path)
+            target = open_in_root(root, path)
         except OSError:
             continue
-        if is_directory_fd(target):
-            if empty < 0:
-                attach_filesystem(
-                    "tmpfs", target, options=(("size", "0k"),), attributes=RDONLY | NOSUID | NODEV | NOEXEC
-                )
-                empty = open_in_root(step.root, path)
-            else:
-                attach_tree(empty, target)
-        else:
+        if not is_directory_fd(target):
             if null < 0:
-                null = open_in_root(step.root, b"dev/null")
+                null = open_in_root(root, b"dev/null")
             attach_tree(null, target)
+        elif empty < 0:
+            attach_filesystem("tmpfs", target, options=(("size", "0k"),), attributes=RDONLY | NOSUID | NODEV | NOEXEC)
+            empty = open_in_root(root, path)
+        else:
+            attach_tree(empty, target)
         os.close(target)
-    for path in step.request["readonly"]:
+    for fd in (null, empty):
+        if fd >= 0:
+            os.close(fd)
+
+
+def freeze_paths(root: int, paths: Iterable[bytes]) -> None:
+    """Make what exists of ``paths`` read-only."""
+    for path in paths:
         try:
-            target = open_in_root(step.root, path)
+            target = open_in_root(root, path)
         except OSError:
             continue
         attach_tree(target, target, attributes=RDONLY, recursive=True)
         os.close(target)
+
+
+def sensitive_sys_paths() -> list[bytes]:
+    """What Docker hides below /sys, with the sensors of every processor."""
+    processors = b"sys/devices/system/cpu"
+    try:
+        names = os.listdir(b"/" + processors)
+    except OSError:
+        names = []
+    sensors = [b"%s/%s/thermal_throttle" % (processors, name) for name in names if name[3:].isdigit()]
+    return [b"sys/firmware", b"sys/devices/virtual/powercap", *sensors]
 
 
 # --- the step's own mounts -------------------------------------------------------------------------------------------
@@ -1111,7 +1132,9 @@ def set_up(request: Request, groups: StepGroups) -> Step:
         _bind_data(step, path, data, mode=0o644, owner=(0, 0), attributes=RDONLY | NOSUID | NODEV | NOEXEC)
     for item in request["mounts"]:
         mount_for_step(step, item)
-    protect_paths(step)
+    if not request["privileged"]:
+        mask_paths(step.root, MASKED_PATHS)
+        freeze_paths(step.root, READONLY_PATHS)
     close_scratch(step)
     os_set_hostname(request["hostname"])
     if request["new_network"]:

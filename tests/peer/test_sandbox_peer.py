@@ -17,9 +17,12 @@ from pathlib import Path
 import pytest
 
 from pybuild.builder.protocols import ProcessSpec
-from pybuild.daemon import capabilities, seccomp
-from pybuild.daemon.executor import MASKED_PATHS, READONLY_PATHS, NamespaceExecutor
+from pybuild.daemon import capabilities, sandbox, seccomp
+from pybuild.daemon.executor import NamespaceExecutor
 from pybuild.layers.entries import RootOverlay
+
+MASKED_PATHS = [f"/{path.decode()}" for path in (*sandbox.MASKED_PATHS, *sandbox.sensitive_sys_paths())]
+READONLY_PATHS = [f"/{path.decode()}" for path in sandbox.READONLY_PATHS]
 
 pytestmark = pytest.mark.peer
 
