@@ -90,6 +90,38 @@ class Selection:
         return sum(1 + len(match.below) for matches in self.sources for match in matches)
 
 
+class FileChanged(PybuildError):
+    """A selected file was changed between the moment it was looked at and the end of its copying."""
+
+    def __init__(self, path: str) -> None:
+        super().__init__(
+            f"{path!r} was changed while it was being copied",
+            hint="build again when nothing writes to the context any more",
+        )
+        self.path = path
+
+
+def check_unchanged(selection: Selection) -> None:
+    """See that every selected file of this machine is still what the walk saw: otherwise a layer would be remembered for content that it
+    doesn't have. Raises FileChanged."""
+    lstat = os.lstat
+    for matches in selection.sources:
+        for match in matches:
+            for _, node in (("", match.node), *match.below):
+                if node.kind is not Kind.FILE or node.host_path is None or not node.ctime_ns:
+                    continue
+                try:
+                    now = lstat(node.host_path)
+                except OSError:
+                    raise FileChanged(node.host_path) from None
+                # The change time, which nothing can set back, moves with every write; it also moves when a link is added or a mode
+                # changes, which is no reason to fail.
+                if (now.st_mtime_ns, now.st_size) != (node.mtime_ns, node.size) or (
+                    now.st_ctime_ns != node.ctime_ns and now.st_ino != node.inode[1]
+                ):
+                    raise FileChanged(node.host_path)
+
+
 # --- selecting -----------------------------------------------------------------------------------------------------------
 
 

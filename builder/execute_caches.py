@@ -12,7 +12,7 @@ import threading
 from contextlib import ExitStack
 from typing import Final
 
-from pybuild.errors import Cancelled
+from pybuild.errors import Cancelled, PybuildError
 from pybuild.layers.digest import Digest
 
 from .content import SourceNotFound
@@ -24,6 +24,14 @@ from .protocols import HostMount, Snapshots
 
 _POLL_SECONDS: Final = 0.05
 _MOST_COPIES: Final = 1000
+
+
+class CacheMountBusy(PybuildError):
+    """Too many steps use a cache mount, and all its copies, at once."""
+
+    def __init__(self, id: str) -> None:
+        super().__init__(f"cache mount {id!r} is in use by too many steps", hint="give it sharing=locked")
+        self.id = id
 
 
 class CacheMountPool:
@@ -66,23 +74,33 @@ class CacheMountPool:
             # When a cache is taken, the others get further ones, which later steps find again.
             name = id if number == 1 else f"{id}#{number}"
             with ExitStack() as trying:
-                directory = trying.enter_context(self._snapshots.cache_mount(name, fresh=self._empties(name, fresh)))
+                directory = trying.enter_context(self._snapshots.cache_mount(name, fresh=False))
                 descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
                 trying.callback(os.close, descriptor)
+                if fresh and self._first(name) and not self._emptied_now(descriptor, name):
+                    continue
                 if self._locked(descriptor, mount.sharing, cancel):
                     with self._guard:
                         self._prepare(directory, mount, tree)
                     held.push(trying.pop_all())
                     return directory
-        raise SourceNotFound(mount.id, hint="too many builds use this cache mount at once")
+        raise CacheMountBusy(mount.id)
 
-    def _empties(self, name: str, fresh: bool) -> bool:
-        if not fresh:
-            return False
+    def _first(self, name: str) -> bool:
+        """Whether this build hasn't had this cache yet."""
         with self._guard:
             first = name not in self._emptied
             self._emptied.add(name)
             return first
+
+    def _emptied_now(self, descriptor: int, name: str) -> bool:
+        """Empty a cache, unless somebody uses it."""
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        with self._snapshots.cache_mount(name, fresh=True):
+            return True
 
     def _locked(self, descriptor: int, sharing: CacheSharing, cancel: threading.Event) -> bool:
         how = fcntl.LOCK_SH if sharing is CacheSharing.SHARED else fcntl.LOCK_EX

@@ -185,6 +185,9 @@ class Solver:
         for step in steps:
             if step in missing or step.is_view or isinstance(step.op, Scratch):
                 continue
+            if step.result is None and not step.tainted and not step.is_source:
+                # What only a hit was made from counts as used as well: the next change may need it.
+                self._cache.get(step.recipe.key)
             self._start(step)
             self._progress.emit(StepDone(step.key, now, cached=True))
             self.reports.append(StepReport(step, True, now, now))

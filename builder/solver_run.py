@@ -15,7 +15,7 @@ from pybuild.errors import Cancelled, PybuildError
 from pybuild.layers.digest import Digest
 from pybuild.layers.views import FileView
 
-from .content import ContentReader, Selection
+from .content import ContentReader, Selection, check_unchanged
 from .contexts_local import LocalContext
 from .copy import plan_copy, plan_make
 from .copy_spool import Spool
@@ -277,6 +277,8 @@ class StepRunner:
             for warning in plan.warnings:
                 self._progress.emit(BuildWarning("UnknownOwner", warning, step.vertex.note.lines, step=step.key))
             layer = self._snapshots.write_layer(stack, plan.entries)
+        if position in inputs.selections:
+            check_unchanged(inputs.selections[position])
         return (*stack, layer.diff_id), 1
 
 
