@@ -55,7 +55,7 @@ class ActiveDirectories:
 
     def sweep(self) -> int:
         """Remove the directories of dead processes. Returns their number."""
-        names = os.listdir(self._root)
+        names = [name for name in os.listdir(self._root) if self._seems_dead(name)]
         if not names:
             return 0
         dead: list[Path] = []
@@ -73,3 +73,14 @@ class ActiveDirectories:
             self._remove_tree(path)
             removed += 1
         return removed
+
+    def _seems_dead(self, name: str) -> bool:
+        """A look without waiting for anybody: most directories belong to builds that run."""
+        try:
+            descriptor = os.open(self._root / name / _LOCK, os.O_RDWR | os.O_CLOEXEC)
+        except OSError:
+            return True
+        try:
+            return try_own(descriptor)
+        finally:
+            os.close(descriptor)
