@@ -102,6 +102,16 @@ class LayerIndex:
         row = self._database.row("SELECT description FROM layer WHERE diff_id = ?", (str(diff_id),))
         return "" if row is None else str(row[0])
 
+    def created(self, stack: Sequence[Digest]) -> tuple[float, ...]:
+        """When each layer was first registered, in seconds since the epoch; now for one that isn't known."""
+        now = self._clock()
+        known = {
+            row[0]: float(row[1])
+            for diff_id in dict.fromkeys(stack)
+            for row in self._database.query("SELECT diff_id, created FROM layer WHERE diff_id = ?", (str(diff_id),))
+        }
+        return tuple(known.get(str(diff_id), now) for diff_id in stack)
+
     def tar_blob(self, diff_id: Digest) -> Digest | None:
         """The blob that is the layer's uncompressed tar, if it is there: its digest is the diff ID itself."""
         with self._leases.shared():

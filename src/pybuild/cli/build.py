@@ -131,12 +131,8 @@ def add_build_options(out: Parser) -> None:
     out.flag("-q", "--quiet", help="print only the image's ID")
     out.add_argument("--iidfile", metavar="FILE", help="write the image's ID to FILE")
     out.add_argument("--metadata-file", metavar="FILE", help="write the result's metadata as JSON to FILE")
-    out.add_argument(
-        "--provenance", metavar="ATTRS", help="attach SLSA provenance: mode=min|max, or false"
-    )
-    out.add_argument(
-        "--sbom", metavar="ATTRS", help="attach an SBOM: generator=IMAGE, or false"
-    )
+    out.add_argument("--provenance", metavar="ATTRS", help="attach SLSA provenance: mode=min|max, or false")
+    out.add_argument("--sbom", metavar="ATTRS", help="attach an SBOM: generator=IMAGE, or false")
     out.add_argument(
         "--attest", action=many, default=[], metavar="ATTRS", help="attach an attestation: type=provenance|sbom,…"
     )

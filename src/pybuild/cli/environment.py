@@ -56,8 +56,11 @@ class Environment:
             print(f"warning: {self.config_file}: unknown key {key!r} is ignored", file=sys.stderr)
         return settings
 
-    def engine(self) -> Engine:
-        """The engine on this root, in this process. As an ordinary user, this process has entered its user namespace before."""
+    def engine(self, *, offline: bool = False) -> Engine:
+        """The engine on this root, in this process. As an ordinary user, this process has entered its user namespace before.
+
+        ``offline`` refuses every request to a registry.
+        """
         from pybuild.daemon.engine import Engine
 
         return Engine.open(
@@ -65,6 +68,7 @@ class Environment:
             settings=self.settings(),
             docker_config=docker_config_directory(self.variables),
             variables=self.variables,
+            offline=offline,
             debug=(lambda line: print(line, file=sys.stderr)) if self.debug else None,
         )
 

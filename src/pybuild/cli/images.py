@@ -24,13 +24,22 @@ def images(arguments: list[str], environment: Environment) -> int:
     parser.flag("-q", "--quiet", help="only IDs")
     parser.flag("--no-trunc", help="whole IDs")
     parser.flag("--digests", help="show digests")
-    parser.add_argument("-f", "--filter", action="append", default=[], metavar="K=V", help="dangling=true|false, label=K[=V], reference=PATTERN, before=IMAGE, since=IMAGE")
+    parser.add_argument(
+        "-f",
+        "--filter",
+        action="append",
+        default=[],
+        metavar="K=V",
+        help="dangling=true|false, label=K[=V], reference=PATTERN, before=IMAGE, since=IMAGE",
+    )
     parser.add_argument("--format", metavar="FORMAT", help="table, json, or a Go template")
     options = parser.parse(arguments)
     with environment.engine() as engine:
         from pybuild.daemon.image_list import ImageFilter, image_rows
 
-        rows = image_rows(engine.store.images, ImageFilter.parse(options.filter, name=options.name), all_images=options.all)
+        rows = image_rows(
+            engine.store.images, ImageFilter.parse(options.filter, name=options.name), all_images=options.all
+        )
     now = time.time()
     shown = []
     for row in rows:
@@ -63,7 +72,9 @@ def inspect(arguments: list[str], environment: Environment) -> int:
     parser = Parser("inspect", usage="[OPTIONS] IMAGE [IMAGE…]", description="Print images' details as JSON.")
     parser.add_argument("names", nargs="+", metavar="IMAGE", help="a name, an ID or a digest")
     parser.add_argument("-f", "--format", metavar="TEMPLATE", help="a Go template, for example '{{.Config.Env}}'")
-    parser.flag("--raw", help="the manifest or index as it is stored; with a registry's name in front, as the registry has it")
+    parser.flag(
+        "--raw", help="the manifest or index as it is stored; with a registry's name in front, as the registry has it"
+    )
     parser.add_argument("--platform", metavar="PLATFORM", help="which image of an index")
     options = parser.parse(arguments)
     if options.raw:
@@ -86,18 +97,28 @@ def inspect(arguments: list[str], environment: Environment) -> int:
             print(text)
     else:
         print(json.dumps(found, indent=4, ensure_ascii=False))
-    for error in missing:
-        print(f"ERROR: {error.message}", file=sys.stderr)
+    for problem in missing:
+        print(f"ERROR: {problem.message}", file=sys.stderr)
     return 1 if missing else 0
 
 
 def history(arguments: list[str], environment: Environment) -> int:
     """``pybuild history``."""
-    parser = Parser("history", usage="[OPTIONS] IMAGE", description="Show the steps that made an image, the last one first.")
+    parser = Parser(
+        "history", usage="[OPTIONS] IMAGE", description="Show the steps that made an image, the last one first."
+    )
     parser.add_argument("name", metavar="IMAGE", help="a name, an ID or a digest")
     parser.flag("--no-trunc", help="whole commands and IDs")
     parser.flag("-q", "--quiet", help="only IDs")
-    parser.add_argument("-H", "--human", nargs="?", const="true", default="true", metavar="BOOL", help="ages and sizes for people (default true)")
+    parser.add_argument(
+        "-H",
+        "--human",
+        nargs="?",
+        const="true",
+        default="true",
+        metavar="BOOL",
+        help="ages and sizes for people (default true)",
+    )
     parser.add_argument("--format", metavar="FORMAT", help="table, json, or a Go template")
     options = parser.parse(arguments)
     human = str(options.human).lower() not in ("false", "0")
@@ -129,7 +150,13 @@ def history(arguments: list[str], environment: Environment) -> int:
         for row in rows:
             print(row["ID"])
         return 0
-    columns = {"ID": "IMAGE", "CreatedSince": "CREATED", "CreatedBy": "CREATED BY", "Size": "SIZE", "Comment": "COMMENT"}
+    columns = {
+        "ID": "IMAGE",
+        "CreatedSince": "CREATED",
+        "CreatedBy": "CREATED BY",
+        "Size": "SIZE",
+        "Comment": "COMMENT",
+    }
     print_rows(rows, columns, form=options.format)
     return 0
 
@@ -147,7 +174,9 @@ def tag(arguments: list[str], environment: Environment) -> int:
 
 def rmi(arguments: list[str], environment: Environment) -> int:
     """``pybuild rmi``."""
-    parser = Parser("rmi", usage="[OPTIONS] IMAGE [IMAGE…]", description="Remove names, and images that lose their last one.")
+    parser = Parser(
+        "rmi", usage="[OPTIONS] IMAGE [IMAGE…]", description="Remove names, and images that lose their last one."
+    )
     parser.add_argument("names", nargs="+", metavar="IMAGE", help="a name, an ID or a digest")
     parser.flag("-f", "--force", help="remove an ID that has several names; say nothing of what isn't there")
     parser.flag("--no-prune", help="keep the layers until the next prune")
@@ -164,6 +193,6 @@ def rmi(arguments: list[str], environment: Environment) -> int:
                 print(f"Untagged: {untagged}")
             for deleted in removal.deleted:
                 print(f"Deleted: {deleted}")
-    for error in failed:
-        print(f"ERROR: {error.message}", file=sys.stderr)
+    for problem in failed:
+        print(f"ERROR: {problem.message}", file=sys.stderr)
     return 1 if failed and not (options.force and all(type(e).__name__ == "ImageNotFound" for e in failed)) else 0

@@ -205,7 +205,7 @@ def _call(tokens: list[str], dot: Value, variables: Mapping[str, Value], piped: 
 
 
 def _operand(token: str, dot: Value, variables: Mapping[str, Value]) -> Value:
-    if token[0] in "\"`":
+    if token[0] in '"`':
         return json.loads(token) if token[0] == '"' else token[1:-1]
     if token == ".":
         return dot

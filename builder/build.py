@@ -1,0 +1,360 @@
+"""A whole build: opens the contexts, reads and checks the Dockerfile, lowers, solves, exports, remembers what happened.
+
+Owns the order of these, nothing of how each is done. Every part that touches the machine is handed in as ``BuildParts``; the command
+line, the daemon and Python callers all come through ``build``.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from typing import Any, BinaryIO, Protocol
+
+from pybuild.errors import Cancelled, PybuildError, UsageError
+from pybuild.layers.descriptor import Platform
+from pybuild.layers.digest import Digest
+from pybuild.layers.views import FileView
+from pybuild.parser import Dockerfile, parse
+from pybuild.parser.errors import DockerfileError
+
+from .assemble import BuiltImage
+from .contexts import ContextKind, ContextRemotes, OpenedContext, open_context
+from .contexts_named import NamedContexts, open_named_contexts
+from .execute import ExecSettings
+from .exporters import Exporters, ExportParts
+from .failure import BuildFailed
+from .graph import Network
+from .lower import LoweredImage, LowerOptions, lower
+from .named_context import LocalContextRef
+from .outputs import Output, OutputType
+from .progress import BuildWarning, Progress, StepDone, StepProgress, StepStarted
+from .protocols import CacheIndex, Executor, ImageSource, Snapshots
+from .recording import BuildStore, Recording, previous_steps, subject_of
+from .request import BuildRequest
+from .solver import Result, Solver
+from .source_date_epoch import EpochSource
+from .why import Explainer
+
+
+class LayerTimes(Protocol):
+    """Tells when layers were made."""
+
+    def created(self, stack: Sequence[Digest]) -> tuple[float, ...]:
+        """Seconds since the epoch, one for each layer of ``stack``."""
+
+
+class RecordedRecipes(Protocol):
+    """Tells what went into finished steps."""
+
+    def recipe_of(self, key: str) -> str | None: ...
+
+    def evicted(self, key: str) -> float | None: ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BuildParts:
+    """The concrete parts that a build runs on. ``platform``: this machine's; ``scratch``: a directory for unpacked contexts; ``clock``
+    gives seconds since the epoch; ``entitlements``: what the configuration permits; ``nonce``: a text that was never given before."""
+
+    executor: Executor
+    snapshots: Snapshots
+    cache: CacheIndex
+    images: ImageSource
+    remotes: ContextRemotes
+    epochs: EpochSource
+    exports: ExportParts
+    builds: BuildStore
+    recipes: RecordedRecipes
+    layer_times: LayerTimes
+    platform: Platform
+    scratch: str
+    clock: Callable[[], float]
+    nonce: Callable[[], str]
+    max_parallelism: int
+    entitlements: frozenset[str]
+
+
+@dataclass(frozen=True, slots=True)
+class BuildResult:
+    """What a build gave. ``image_id``: the image's configuration digest (of the index with several platforms), None where no image was
+    made; ``metadata``: buildx's ``--metadata-file`` content; ``outputs``: what was asked for, defaults filled in."""
+
+    ref: str
+    image_id: str | None
+    metadata: Mapping[str, Any]  # Any: the JSON edge
+    outputs: tuple[Output, ...]
+    warnings: tuple[BuildWarning, ...] = ()
+    images: tuple[BuiltImage, ...] = ()
+
+
+@dataclass(slots=True)
+class _Steps:
+    """Emits the events of steps that aren't vertices."""
+
+    progress: Progress
+    clock: Callable[[], float]
+    names: dict[str, str] = field(default_factory=dict)
+
+    def begin(self, title: str) -> str:
+        step = f"sha256:{hashlib.sha256(title.encode()).hexdigest()}"
+        self.progress.emit(StepStarted(step, title, self.clock()))
+        return step
+
+    def count(self, step: str, id: str, amount: int) -> None:
+        self.progress.emit(StepProgress(step, id, amount, amount, True, self.clock()))
+
+    def end(self, step: str, error: PybuildError | None = None) -> None:
+        self.progress.emit(StepDone(step, self.clock(), error=None if error is None else error.message))
+
+
+def build(
+    request: BuildRequest,
+    parts: BuildParts,
+    *,
+    progress: Progress,
+    cancel: threading.Event,
+    stdout: BinaryIO | None = None,
+) -> BuildResult:
+    """Build and export. ``stdout`` takes what an output with ``dest=-`` writes.
+
+    Raises BuildFailed (with the Dockerfile's listing) when the Dockerfile or a step is wrong, Cancelled, and other PybuildErrors for
+    what is wrong around it (contexts, outputs, registries).
+    """
+    return _Build(request, parts, progress=progress, cancel=cancel, stdout=stdout).run()
+
+
+class _Build:
+    def __init__(
+        self,
+        request: BuildRequest,
+        parts: BuildParts,
+        *,
+        progress: Progress,
+        cancel: threading.Event,
+        stdout: BinaryIO | None,
+    ) -> None:
+        self._request = request
+        self._parts = parts
+        progress = self._recording = Recording(
+            progress, ref=parts.nonce(), subject=subject_of(request), started=parts.clock()
+        )
+        self._progress = progress
+        self._cancel = cancel
+        self._stdout = stdout
+        self._steps = _Steps(progress, parts.clock)
+        self._warnings: dict[tuple[str, str, tuple[int, int] | None], BuildWarning] = {}
+        self._dockerfile: Dockerfile | None = None
+
+    def run(self) -> BuildResult:
+        error: str = ""
+        result: BuildResult | None = None
+        try:
+            with ExitStack() as stack:
+                result = self._run(stack)
+            return result
+        except PybuildError as failure:
+            error = failure.message
+            raise self._told(failure) from failure
+        finally:
+            self._recording.finish(
+                self._parts.builds,
+                finished=self._parts.clock(),
+                recipe_of=self._parts.recipes.recipe_of,
+                names=self._request.tags,
+                result=(result.image_id or "") if result is not None else "",
+                error=error,
+            )
+
+    def _told(self, error: PybuildError) -> PybuildError:
+        """The error as a person needs it: with the step and the Dockerfile's lines."""
+        if isinstance(error, (BuildFailed, Cancelled, UsageError)):
+            return error
+        if self._cancel.is_set():
+            return Cancelled()
+        if isinstance(error, DockerfileError):
+            return BuildFailed.of_dockerfile(error)
+        return BuildFailed.of_step(error, self._dockerfile)
+
+    def _run(self, stack: ExitStack) -> BuildResult:
+        request, parts = self._request, self._parts
+        opened, dockerfile = self._open(stack)
+        self._dockerfile = dockerfile
+        named = open_named_contexts(request.named_contexts, directory=request.directory)
+        platforms = request.platforms or (parts.platform,)
+        lowered = [self._lower(dockerfile, opened, named, platform) for platform in platforms]
+        views: dict[str, FileView] = {"context": opened.view, **named.views}
+        results = self._solve(lowered, views)
+        images = tuple(self._built(each, results[position]) for position, each in enumerate(lowered))
+        outputs = request.outputs or (Output(type=OutputType.IMAGE),)
+        exporters = Exporters(
+            parts.exports,
+            request=request,
+            lowered=lowered,
+            progress=self._progress,
+            clock=parts.clock,
+            cancel=self._cancel,
+        )
+        report = exporters.run(outputs, images, stdout=self._stdout)
+        metadata = dict(report.metadata)
+        warnings = tuple(self._warnings.values())
+        if warnings:
+            metadata["buildx.build.warnings"] = [_warning_json(warning) for warning in warnings]
+        metadata["buildx.build.ref"] = f"default/default/{self._recording.ref}"
+        return BuildResult(self._recording.ref, report.image_id, metadata, outputs, warnings, images)
+
+    # --- reading -----------------------------------------------------------------------------------------------------
+
+    def _open(self, stack: ExitStack) -> tuple[OpenedContext, Dockerfile]:
+        request, parts = self._request, self._parts
+        name = "Dockerfile" if request.dockerfile in (None, "-") else request.dockerfile.rpartition("/")[2]
+        step = self._steps.begin(f"[internal] load build definition from {name}")
+        try:
+            opened = stack.enter_context(
+                open_context(
+                    request.context,
+                    directory=request.directory,
+                    dockerfile=request.dockerfile,
+                    stdin=request.stdin,
+                    remotes=parts.remotes,
+                    scratch=parts.scratch,
+                    keep_git_dir=request.build_args.get("BUILDKIT_CONTEXT_KEEP_GIT_DIR", "") in ("1", "true"),
+                )
+            )
+            dockerfile = parse(opened.dockerfile, filename=opened.dockerfile_name)
+        except PybuildError as error:
+            self._steps.end(step, error)
+            raise
+        self._steps.count(step, "transferring dockerfile:", len(opened.dockerfile))
+        self._steps.end(step)
+        if opened.kind is ContextKind.LOCAL:
+            step = self._steps.begin(f"[internal] load {opened.ignore_name or '.dockerignore'}")
+            self._steps.count(
+                step, "transferring context:", 2 if opened.ignore is None else len(opened.ignore_name) + 2
+            )
+            self._steps.end(step)
+        return opened, dockerfile
+
+    def _lower(
+        self, dockerfile: Dockerfile, opened: OpenedContext, named: NamedContexts, platform: Platform
+    ) -> LoweredImage:
+        request, parts = self._request, self._parts
+        arguments = dict(request.build_args)
+        epoch = request.source_date_epoch
+        if epoch is not None and "SOURCE_DATE_EPOCH" not in arguments:
+            arguments["SOURCE_DATE_EPOCH"] = epoch
+        if arguments.get("SOURCE_DATE_EPOCH") == "context" and opened.time is not None:
+            arguments["SOURCE_DATE_EPOCH"] = str(int(opened.time))
+        lowered = lower(
+            dockerfile,
+            LowerOptions(
+                image_resolver=parts.images,
+                platform=platform,
+                build_platform=parts.platform,
+                implicit_platform=not request.platforms,
+                several_platforms=len(request.platforms) > 1,
+                target=request.target,
+                build_args=arguments,
+                labels=request.labels,
+                contexts=named.contexts,
+                main_context=LocalContextRef("context"),
+                remote_sources=parts.remotes,
+                epoch_source=parts.epochs,
+                pull=request.pull,
+                no_cache=request.no_cache,
+                no_cache_stages=request.no_cache_filter,
+                nonce=lambda: self._recording.ref,
+                network=Network(request.network),
+                extra_hosts=request.extra_hosts,
+                shm_size=request.shm_size,
+                ulimits=request.ulimits,
+                cgroup_parent=request.cgroup_parent,
+                proxies=request.proxies,
+                progress=self._progress,
+                clock=parts.clock,
+            ),
+        )
+        for warning in lowered.warnings:
+            self._warn(warning)
+        if lowered.unused_build_args:
+            names = " ".join(lowered.unused_build_args)
+            self._warn(BuildWarning("", f"[Warning] One or more build-args [{names}] were not consumed"))
+        return lowered
+
+    def _warn(self, warning: BuildWarning) -> None:
+        key = (warning.rule, warning.message, warning.lines)
+        if key not in self._warnings:
+            self._warnings[key] = warning
+            self._progress.emit(warning)
+
+    # --- running -----------------------------------------------------------------------------------------------------
+
+    def _solve(self, lowered: Sequence[LoweredImage], views: Mapping[str, FileView]) -> list[Result]:
+        request, parts = self._request, self._parts
+        targets = [each.vertex for each in lowered]
+        self._recording.expect(targets)
+        with Solver(
+            executor=parts.executor,
+            snapshots=parts.snapshots,
+            cache=parts.cache,
+            images=parts.images,
+            resolved=tuple(image for each in lowered for image in each.images),
+            remotes=parts.remotes,
+            contexts=views,
+            settings=ExecSettings(self._secrets(), {source.id: source.paths[0] for source in request.ssh}),
+            progress=self._progress,
+            max_parallelism=request.max_parallelism or parts.max_parallelism,
+            entitlements=request.entitlements & parts.entitlements,
+            cancel=self._cancel,
+            clock=parts.clock,
+            explain=Explainer(
+                lambda: previous_steps(parts.builds, self._recording.subject),
+                recipe_of=parts.recipes.recipe_of,
+                evicted=parts.recipes.evicted,
+            ),
+            require_cache=request.require_cache,
+        ) as solver:
+            solved = solver.solve(targets)
+        return [solved[target] for target in targets]
+
+    def _secrets(self) -> dict[str, bytes]:
+        """The secrets' values. Raises PybuildError for a file that can't be read any more."""
+        values: dict[str, bytes] = {}
+        for secret in self._request.secrets:
+            if secret.path is None:
+                values[secret.id] = secret.value or b""
+                continue
+            try:
+                with open(secret.path, "rb") as file:
+                    values[secret.id] = file.read()
+            except OSError as error:
+                raise PybuildError(f"secret {secret.id}: can't read {secret.path}: {error.strerror}") from error
+        return values
+
+    def _built(self, lowered: LoweredImage, result: Result) -> BuiltImage:
+        times = self._parts.layer_times.created(result.stack)
+        return BuiltImage(
+            platform=lowered.platform,
+            config=lowered.config,
+            history=lowered.history,
+            stack=result.stack,
+            layer_times=(*(None for _ in range(lowered.base_layers)), *times[lowered.base_layers :]),
+            base_history=lowered.base_history,
+            base_layers=lowered.base_layers,
+        )
+
+
+def _warning_json(warning: BuildWarning) -> dict[str, Any]:  # Any: the JSON edge
+    import base64
+
+    short = f"{warning.rule}: {warning.message}" if warning.rule else warning.message
+    out: dict[str, Any] = {"level": 1, "short": base64.b64encode(short.encode()).decode("ascii")}
+    if warning.detail:
+        out["detail"] = [base64.b64encode(warning.detail.encode()).decode("ascii")]
+    if warning.url:
+        out["url"] = warning.url
+    if warning.lines:
+        out["range"] = [{"start": {"line": warning.lines[0]}, "end": {"line": warning.lines[1]}}]
+    return out

@@ -1,0 +1,45 @@
+"""How a failed build is told: the failed step with its last output, the Dockerfile's lines around it, one sentence. Formats only."""
+
+from __future__ import annotations
+
+from pybuild.errors import PybuildError
+from pybuild.parser import Dockerfile
+from pybuild.parser.errors import DockerfileError, excerpt
+
+_RULE = "------"
+
+
+class BuildFailed(PybuildError):
+    """A build ended without a result. ``title``: the failed step's, ``output``: its last lines, ``place``: the listing of the Dockerfile."""
+
+    def __init__(
+        self, message: str, *, hint: str | None, title: str = "", output: tuple[str, ...] = (), place: str = ""
+    ) -> None:
+        super().__init__(f"failed to build: failed to solve: {message}", hint=hint)
+        self.title = title
+        self.output = output
+        self.place = place
+
+    @classmethod
+    def of_dockerfile(cls, error: DockerfileError) -> BuildFailed:
+        """The Dockerfile itself is wrong."""
+        return cls(error.message, hint=error.hint, place=error.excerpt())
+
+    @classmethod
+    def of_step(cls, error: PybuildError, dockerfile: Dockerfile | None) -> BuildFailed:
+        """A step went wrong; its vertex knows the lines."""
+        lines: tuple[int, int] | None = getattr(error, "lines", None)
+        place = (
+            excerpt(dockerfile.text, lines, filename=dockerfile.filename) if dockerfile is not None and lines else ""
+        )
+        output: tuple[str, ...] = tuple(getattr(error, "output", ()))
+        return cls(error.message, hint=error.hint, title=str(getattr(error, "title", "")), output=output, place=place)
+
+    def listing(self) -> str:
+        """What is shown above the error's line."""
+        parts: list[str] = []
+        if self.title and self.output:
+            parts += [_RULE, f" > {self.title}:", *self.output, _RULE]
+        if self.place:
+            parts.append(self.place.rstrip("\n"))
+        return "\n".join(parts)

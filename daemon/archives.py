@@ -1,0 +1,152 @@
+"""``save``, ``load`` and ``import`` on one engine: archives to and from the store. Formats are ``layers/``' business."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, BinaryIO
+
+from pybuild.builder.assemble import rfc3339
+from pybuild.builder.changes_config import apply_changes
+from pybuild.builder.platforms import parse_platform
+from pybuild.errors import PybuildError, UsageError
+from pybuild.layers.archive_load import load_archive
+from pybuild.layers.compression import ReadAhead, decompressed
+from pybuild.layers.descriptor import OCI_CONFIG, OCI_LAYER, OCI_MANIFEST, Descriptor
+from pybuild.layers.digest import Digest
+from pybuild.layers.docker_archive import write_docker_archive
+from pybuild.layers.entries import Layer
+from pybuild.layers.image import History, ImageConfig, Manifest
+from pybuild.layers.layout import ExportedImage, write_layout_tar
+from pybuild.layers.store import Store
+from pybuild.layers.tar_read import TarReader
+from pybuild.registry_client.references import InvalidReference, Reference
+
+from .distribution import Compressing
+from .engine import LoadedImage, canonical_tag
+from .machine import host_platform
+
+if TYPE_CHECKING:
+    from .engine import Engine
+
+
+def save_images(engine: Engine, names: Sequence[str], *, dest: str | None, stdout: BinaryIO, docker: bool) -> None:
+    """Write images. With a tag an image keeps that one name, with a repository all tags of it, with an ID none, as docker does."""
+    images: dict[Digest, ExportedImage] = {}
+    with engine.store.lease():
+        compressing = Compressing(engine, compression="gzip", level=None, force=False)
+        for name in names:
+            image = engine.find_image(name)
+            kept = [known for known in image.names if known == _canonical(name)]
+            descriptor = image.descriptor if docker else compressing.ready(image.descriptor)
+            before = images.get(descriptor.digest)
+            known_names = (*(before.names if before else ()), *kept)
+            images[descriptor.digest] = ExportedImage(descriptor, tuple(dict.fromkeys(known_names)))
+        write = write_docker_archive if docker else write_layout_tar
+        if dest is None:
+            write(list(images.values()), stdout, blobs=engine.store.blobs, skip_missing=True)
+            stdout.flush()
+            return
+        path = Path(dest)
+        draft = path.with_name(f".{path.name}.{id(images):x}.tmp")
+        try:
+            with open(draft, "wb") as out:
+                write(list(images.values()), out, blobs=engine.store.blobs, skip_missing=True)
+            draft.replace(path)
+        except OSError as error:
+            raise PybuildError(f"can't write {dest}: {error.strerror}") from error
+        finally:
+            draft.unlink(missing_ok=True)
+
+
+def _canonical(name: str) -> str | None:
+    try:
+        return Reference.parse(name).with_default_tag().canonical
+    except InvalidReference:
+        return None
+
+
+def load_images(engine: Engine, source: BinaryIO) -> list[LoadedImage]:
+    """Read an archive, then name what was read."""
+    out: list[LoadedImage] = []
+    with engine.store.lease():
+        for image in load_archive(source, store=engine.store):
+            names = [canonical_tag(name) for name in image.names]
+            if not names:
+                stored = engine.store.images.put(None, image.descriptor)
+                out.append(LoadedImage(None, stored.id(host_platform())))
+            for name in names:
+                stored = engine.store.images.put(name, image.descriptor)
+                out.append(LoadedImage(Reference.parse(name).familiar, stored.id(host_platform())))
+    return out
+
+
+def import_image(
+    engine: Engine,
+    source: str,
+    *,
+    stdin: BinaryIO,
+    name: str | None,
+    changes: Sequence[str],
+    message: str,
+    platform: str | None,
+    labels: Mapping[str, str],
+) -> Digest:
+    """Make a one-layer image of a tar; the tar becomes the layer as it is."""
+    target = None if name is None else canonical_tag(name)
+    chosen = host_platform() if platform is None else parse_platform(platform, default=host_platform())
+    store = engine.store
+    with store.lease():
+        with _opened(engine, source, stdin) as stream:
+            layer = _import_layer(engine.store, stream)
+        now = rfc3339(store.clock())
+        comment = message or f"Imported from {source}"
+        config = ImageConfig(
+            platform=chosen,
+            created=now,
+            labels=dict(labels),
+            diff_ids=(layer.diff_id,),
+            history=(History(created=now, comment=comment),),
+        )
+        config = apply_changes(config, changes)
+        data = config.to_bytes()
+        manifest = Manifest(
+            Descriptor(OCI_CONFIG, store.blobs.write(data), len(data)),
+            (Descriptor(OCI_LAYER, layer.diff_id, layer.size),),
+        ).to_bytes()
+        stored = store.images.put(target, Descriptor(OCI_MANIFEST, store.blobs.write(manifest), len(manifest)))
+        return stored.id()
+
+
+def _import_layer(store: Store, stream: BinaryIO) -> Layer:
+    """Take a tar as a layer, byte for byte, after every one of its headers was read. Raises InvalidTar, CorruptStream."""
+    with store.blobs.ingest() as ingest, ReadAhead(decompressed(stream), on_chunk=ingest.write) as plain:
+        entries = sum(1 for _ in TarReader(plain))
+        while plain.read(1 << 20):
+            pass
+        digest, size = ingest.commit()
+    layer = Layer(digest, size, empty=entries == 0)
+    store.layers.register(layer, description="imported")
+    return layer
+
+
+@contextlib.contextmanager
+def _opened(engine: Engine, source: str, stdin: BinaryIO) -> Iterator[BinaryIO]:
+    if source == "-":
+        yield stdin
+        return
+    path = source
+    if source.startswith(("http://", "https://")):
+        from .remotes import RemoteFetcher
+
+        remotes = RemoteFetcher(
+            engine.store.root / "remotes", engine.registries.client.transport, wall_clock=engine.store.clock
+        )
+        path = remotes.http(source, checksum=None).path
+    try:
+        file = open(path, "rb")  # noqa: SIM115  # closed below; the error message needs to be of the open alone
+    except OSError as error:
+        raise UsageError(f"can't read {source!r}: {error.strerror}") from error
+    with file:
+        yield file

@@ -1,0 +1,431 @@
+"""The engine: everything that works on one root, put together. The composition root, and the only place that constructs concrete parts.
+
+The command line uses it in its own process and the daemon serves it; neither has a second way to do the same thing.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, BinaryIO
+
+from pybuild import __version__
+from pybuild.errors import PybuildError, UsageError
+from pybuild.layers.descriptor import Descriptor, Platform
+from pybuild.layers.digest import Digest
+from pybuild.layers.images import ImageNotFound, Removal, StoredImage
+from pybuild.layers.store import Store
+
+from .image_list import lookups
+from .machine import host_platform
+from .registries import Registries
+from .settings import Settings
+
+if TYPE_CHECKING:
+    from pybuild.builder.build import BuildParts, BuildResult
+    from pybuild.builder.progress import Progress
+    from pybuild.builder.protocols import ExitStatus
+    from pybuild.builder.request import BuildRequest, SecretSource
+    from pybuild.layers.cache_index import CacheIndex as CacheSession
+    from pybuild.layers.snapshots import SnapshotStore
+    from pybuild.registry_client.client import ManifestContent
+    from pybuild.registry_client.pull import PulledImage
+    from pybuild.registry_client.push import PushReport
+    from pybuild.registry_client.transfers import OnTransfer
+
+    from .executor import NamespaceExecutor
+    from .one_shot import RunOptions
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedImage:
+    """What ``load`` brought: a name, None for an image without one, and the image's ID."""
+
+    name: str | None
+    id: Digest
+
+
+class Engine:
+    """All that can be done with one root. A context manager; thread-safe."""
+
+    def __init__(self, store: Store, settings: Settings, registries: Registries) -> None:
+        self.store = store
+        self.settings = settings
+        self.registries = registries
+        self._lock = threading.Lock()
+        self._executor: NamespaceExecutor | None = None
+        self._snapshots: SnapshotStore | None = None
+
+    @classmethod
+    def open(
+        cls,
+        root: Path,
+        *,
+        settings: Settings,
+        docker_config: Path,
+        variables: Mapping[str, str],
+        debug: Callable[[str], None] | None = None,
+        offline: bool = False,
+    ) -> Engine:
+        """Open the store at ``root``. ``variables``: the environment for credential helpers and proxies; ``debug`` gets a redacted line
+        for each request to a registry. Raises StoreUnusable, StoreTooNew."""
+        store = Store(root, clock=time.time)
+        registries = Registries(
+            settings,
+            docker_config=docker_config,
+            variables=variables,
+            user_agent=f"pybuild/{__version__}",
+            log=debug,
+            offline=offline,
+        )
+        return cls(store, settings, registries)
+
+    def __enter__(self) -> Engine:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End the launcher and the connections, and close the database."""
+        if self._executor is not None:
+            self._executor.close()
+            self._executor = None
+        self.registries.close()
+        self.store.close()
+
+    # --- parts -------------------------------------------------------------------------------------------------------
+
+    @property
+    def executor(self) -> NamespaceExecutor:
+        with self._lock:
+            if self._executor is None:
+                from .executor import NamespaceExecutor
+
+                self._executor = NamespaceExecutor()
+            return self._executor
+
+    @property
+    def snapshots(self) -> SnapshotStore:
+        with self._lock:
+            if self._snapshots is None:
+                from pybuild.layers.snapshots import SnapshotStore
+
+                self._snapshots = SnapshotStore(
+                    self.store.root,
+                    blobs=self.store.blobs,
+                    layers=self.store.layers,
+                    leases=self.store.leases,
+                    cache_mounts=self.store.cache_mounts,
+                    active=self.store.active,
+                )
+            return self._snapshots
+
+    # --- building ----------------------------------------------------------------------------------------------------
+
+    def build(
+        self,
+        request: BuildRequest,
+        *,
+        progress: Progress,
+        cancel: threading.Event,
+        stdout: BinaryIO | None = None,
+    ) -> BuildResult:
+        """Build. Raises BuildFailed, Cancelled, PybuildError."""
+        from pybuild.builder.build import build
+
+        with self.store.lease():
+            cache = self.store.open_cache()
+            try:
+                parts = self._parts(request, progress=progress, cancel=cancel, cache=cache)
+                result = build(request, parts, progress=progress, cancel=cancel, stdout=stdout)
+            finally:
+                cache.flush()
+        self._keep_within_policy()
+        return result
+
+    def _parts(
+        self, request: BuildRequest, *, progress: Progress, cancel: threading.Event, cache: CacheSession
+    ) -> BuildParts:
+        from pybuild.builder.build import BuildParts
+        from pybuild.builder.exporters import ExportParts
+
+        from .image_keeper import CacheRecipes, StoreKeeper, StoreLayers
+        from .image_source import StoreImageSource
+        from .remotes import RemoteFetcher
+
+        remotes = RemoteFetcher(
+            self.store.root / "remotes",
+            self.registries.client.transport,
+            wall_clock=time.time,
+            secrets={
+                secret.id: _value(secret)
+                for secret in request.secrets
+                if secret.id.startswith(("HTTP_AUTH", "GIT_AUTH"))
+            },
+            cancel=cancel,
+        )
+        layers = StoreLayers(self.store, self.snapshots)
+        return BuildParts(
+            executor=self.executor,
+            snapshots=self.snapshots,
+            cache=cache,
+            images=StoreImageSource(self.store, self.snapshots, self.registries, cancel=cancel),
+            remotes=remotes,
+            epochs=remotes,
+            exports=ExportParts(
+                blobs=self.store.blobs,
+                layers=layers,
+                snapshots=self.snapshots,
+                keeper=StoreKeeper(self, progress=progress, cancel=cancel),
+                owner=(os.geteuid(), os.getegid()),
+            ),
+            builds=self.store.builds,
+            recipes=CacheRecipes(cache),
+            layer_times=layers,
+            platform=host_platform(),
+            scratch=str(self.store.root / "active"),
+            clock=time.time,
+            nonce=lambda: uuid.uuid4().hex[:25],
+            max_parallelism=self.settings.max_parallelism or max(2, os.cpu_count() or 1),
+            entitlements=self.settings.entitlements,
+        )
+
+    def _keep_within_policy(self) -> None:
+        policy = self.settings.gc
+        if not policy.max_used_bytes and not policy.keep_seconds:
+            return
+        from pybuild.layers.gc import Collector
+
+        collector = Collector(self.store)
+        if policy.max_used_bytes:
+            collector.enforce(policy.max_used_bytes)
+
+    # --- images ------------------------------------------------------------------------------------------------------
+
+    def find_image(self, name: str) -> StoredImage:
+        """A local image by name, ID or digest. Raises ImageNotFound, AmbiguousImage."""
+        try:
+            return self.store.images.get(*lookups(name))
+        except ImageNotFound as error:
+            raise ImageNotFound(name) from error
+
+    def tag(self, source: str, target: str) -> None:
+        """Give a local image another name. Raises ImageNotFound, InvalidReference."""
+        image = self.find_image(source)
+        self.store.images.tag(image.descriptor.digest, canonical_tag(target))
+
+    def remove_image(self, name: str, *, force: bool) -> Removal:
+        """Take a name away, and the image with its last one; what nothing needs then is freed. Raises ImageNotFound, ImageInUse."""
+        removal = self.store.images.remove(*lookups(name), force=force)
+        if removal.deleted:
+            from pybuild.layers.gc import Collector
+
+            Collector(self.store).collect()
+        return removal
+
+    def tags_of(self, name: str) -> list[str]:
+        """All local names of a repository. Raises UsageError if there is none."""
+        from pybuild.registry_client.references import Reference
+
+        repository = Reference.parse(name)
+        if repository.tag is not None or repository.digest is not None:
+            raise UsageError("a tag can't be used with --all-tags", hint=f"write {repository.familiar_name}")
+        found = [known for known in self.store.images.names() if Reference.parse(known).name == repository.name]
+        if not found:
+            raise UsageError(f"no local image has the name {repository.familiar_name}")
+        return found
+
+    def save_images(self, names: Sequence[str], *, dest: str | None, stdout: BinaryIO, docker: bool) -> None:
+        """Write images to the file ``dest`` (whole or not at all) or to ``stdout``. Raises ImageNotFound, ExportFailed."""
+        from .archives import save_images
+
+        save_images(self, names, dest=dest, stdout=stdout, docker=docker)
+
+    def load_images(self, source: BinaryIO) -> list[LoadedImage]:
+        """Read images from an archive; all or none. Raises InvalidArchive and the like."""
+        from .archives import load_images
+
+        return load_images(self, source)
+
+    def import_image(
+        self,
+        source: str,
+        *,
+        stdin: BinaryIO,
+        name: str | None,
+        changes: Sequence[str] = (),
+        message: str = "",
+        platform: str | None = None,
+        labels: Mapping[str, str] | None = None,
+    ) -> Digest:
+        """Make an image from a tar of a root file system: a path, a URL, or ``-``. Returns its ID. Raises PybuildError."""
+        from .archives import import_image
+
+        return import_image(
+            self,
+            source,
+            stdin=stdin,
+            name=name,
+            changes=changes,
+            message=message,
+            platform=platform,
+            labels=labels or {},
+        )
+
+    def run_image(
+        self,
+        name: str,
+        options: RunOptions,
+        *,
+        on_output: Callable[[int, bytes], None],
+        cancel: threading.Event,
+    ) -> ExitStatus:
+        """Run one process in a throw-away copy of a local image. Raises PybuildError."""
+        from .one_shot import run_once
+
+        image = self.find_image(name)
+        part = image.choose(host_platform()) or image.choose()
+        if part is None:
+            raise UsageError(f"{name} holds no image for this machine")
+        with self.store.lease():
+            return run_once(
+                self.store.images.config(part),
+                options,
+                executor=self.executor,
+                snapshots=self.snapshots,
+                on_output=on_output,
+                cancel=cancel,
+            )
+
+    # --- registries --------------------------------------------------------------------------------------------------
+
+    def pull(
+        self,
+        name: str,
+        *,
+        platform: Platform | None = None,
+        all_platforms: bool = False,
+        on_transfer: OnTransfer,
+        cancel: threading.Event | None = None,
+    ) -> PulledImage:
+        """Fetch an image into the store, unpacked. Raises RegistryError and the like; then the store names nothing new."""
+        from .distribution import pull_image
+
+        with self.store.lease():
+            return pull_image(
+                self, name, platform=platform, all_platforms=all_platforms, on_transfer=on_transfer, cancel=cancel
+            )
+
+    def push(
+        self,
+        name: str,
+        *,
+        platform: Platform | None = None,
+        compression: str = "gzip",
+        level: int | None = None,
+        force: bool = False,
+        on_transfer: OnTransfer,
+        cancel: threading.Event | None = None,
+    ) -> PushReport:
+        """Send a local image; layers that are not compressed yet are compressed first. Raises RegistryError and the like."""
+        from .distribution import push_image
+
+        with self.store.lease():
+            return push_image(
+                self,
+                name,
+                platform=platform,
+                compression=compression,
+                level=level,
+                force=force,
+                on_transfer=on_transfer,
+                cancel=cancel,
+            )
+
+    def copy(self, source: str, destination: str, *, platform: Platform | None, on_transfer: OnTransfer) -> PushReport:
+        """Copy between registries, layouts and archives without the store. Raises PybuildError."""
+        from .distribution import copy_image
+
+        return copy_image(self, source, destination, platform=platform, on_transfer=on_transfer)
+
+    def list_registry(self, name: str) -> Iterator[str]:
+        """The repositories of ``HOST/``, or the tags of a repository. Raises RegistryError."""
+        from .distribution import list_registry
+
+        return list_registry(self, name)
+
+    def registry_manifest(self, name: str) -> ManifestContent:
+        """A manifest or index as the registry has it. Raises RegistryError."""
+        from pybuild.registry_client.references import Reference
+
+        reference = Reference.parse(name).with_default_tag()
+        return self.registries.client.repository(reference).get_manifest(reference.target)
+
+    def raw_manifest(self, name: str) -> bytes:
+        """The bytes of a local image's manifest or index, else the registry's. Raises RegistryError."""
+        image = self.store.images.find(*lookups(name))
+        if image is not None:
+            return self.store.blobs.read(image.descriptor.digest, limit_bytes=64 << 20)
+        return self.registry_manifest(name).data
+
+    def delete_from_registry(self, name: str) -> str:
+        """Delete a tag or manifest. Returns what was deleted. Raises UsageError without tag and digest, RegistryError."""
+        from pybuild.registry_client.references import Reference
+
+        reference = Reference.parse(name)
+        if reference.tag is None and reference.digest is None:
+            raise UsageError("what is to be deleted? give a tag or a digest", hint=f"for example {name}:TAG")
+        self.registries.client.repository(reference, mirrors=False).delete_manifest(reference.target)
+        return reference.familiar
+
+    def referrers(self, name: str, *, artifact_type: str = "") -> tuple[Descriptor, ...]:
+        """What refers to an image in its registry. Raises RegistryError."""
+        from pybuild.registry_client.references import Reference
+
+        reference = Reference.parse(name).with_default_tag()
+        repository = self.registries.client.repository(reference)
+        digest = reference.digest
+        if digest is None:
+            found = repository.head_manifest(reference.target)
+            digest = found.digest if found is not None else repository.get_manifest(reference.target).descriptor.digest
+        return repository.referrers(digest, artifact_type=artifact_type)
+
+    def login(self, server: str, username: str, password: str) -> str:
+        """Check credentials and keep them. Returns where. Raises RegistryError, CredentialError."""
+        from pybuild.registry_client.credentials import Credential, FixedCredentials, normal_host
+
+        host = normal_host(server)
+        credential = Credential(username, password)
+        with self.registries.with_credentials(FixedCredentials({host: credential})) as client:
+            client.ping(host)
+        return self.registries.config.store(host, credential)
+
+
+def canonical_tag(name: str) -> str:
+    """A name for an image in its canonical form. Raises InvalidReference, UsageError for one with a digest."""
+    from pybuild.registry_client.references import Reference
+
+    reference = Reference.parse(name)
+    if reference.digest is not None:
+        raise UsageError(
+            "refusing to create a tag with a digest reference", hint=f"write {reference.familiar_name}:TAG"
+        )
+    return reference.with_default_tag().canonical
+
+
+def _value(secret: SecretSource) -> bytes:
+    if secret.path is None:
+        return secret.value or b""
+    try:
+        return Path(secret.path).read_bytes()
+    except OSError as error:
+        raise PybuildError(f"secret {secret.id}: can't read {secret.path}: {error.strerror}") from error

@@ -1,0 +1,167 @@
+"""Finds images for FROM and COPY --from: the local store first, then what was resolved before, then registries and mirrors; and
+images in OCI layout directories. Pulls layers when a step needs their files.
+
+Satisfies ``builder.protocols.ImageSource``. Names nothing in the store: a base image doesn't become a local image by being built on.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Callable
+
+from pybuild.builder.platforms import normalize_platform
+from pybuild.builder.protocols import ResolvedImage
+from pybuild.errors import PybuildError
+from pybuild.layers.blobs import BlobNotFound
+from pybuild.layers.descriptor import Descriptor, Platform
+from pybuild.layers.digest import Digest
+from pybuild.layers.image import ImageConfig, Manifest
+from pybuild.layers.images import MANIFEST_LIMIT_BYTES, StoredPlatform
+from pybuild.layers.snapshots import SnapshotStore
+from pybuild.layers.store import Store
+from pybuild.registry_client.pull import PulledManifest, pull_layers, resolve
+from pybuild.registry_client.references import Reference
+from pybuild.registry_client.transfers import Transfer
+
+from .layer_sink import LayerReceiver
+from .layouts import LayoutImages
+from .registries import Registries
+
+_FACT = "resolve"
+_LAYOUT = "oci-layout://"
+
+
+class NoConfiguration(PybuildError):
+    """The reference names an artifact, not an image."""
+
+    def __init__(self, reference: str) -> None:
+        super().__init__(f"{reference} is not an image: its configuration is of another type")
+
+
+class StoreImageSource:
+    """The ImageSource of one engine. Thread-safe."""
+
+    def __init__(
+        self, store: Store, snapshots: SnapshotStore, registries: Registries, *, cancel: threading.Event
+    ) -> None:
+        self._store = store
+        self._snapshots = snapshots
+        self._registries = registries
+        self._cancel = cancel
+        self._layouts = LayoutImages(store)
+        self._receiver = LayerReceiver(store, snapshots)
+
+    def resolve(self, reference: str, *, platform: Platform, pull: bool) -> ResolvedImage:
+        """Resolve a canonical reference or ``oci-layout://DIRECTORY[:TAG][@DIGEST]``. Raises PybuildError."""
+        if reference.startswith(_LAYOUT):
+            return self._layouts.resolve(reference.removeprefix(_LAYOUT), platform=platform)
+        if not pull:
+            found = self._local(reference, platform) or self._remembered(reference, platform)
+            if found is not None:
+                return found
+        return self._from_registry(reference, platform)
+
+    def ensure_layers(self, image: ResolvedImage, *, on_progress: Callable[[str, int, int], None]) -> None:
+        """Have every layer's bytes in the store, ready to be stacked."""
+        if self._snapshots.has(image.config.diff_ids):
+            return
+        if image.reference.startswith(_LAYOUT):
+            self._layouts.bring_layers(image)
+        else:
+            self._pull(image, on_progress)
+        self._receiver.adopt(image.config.diff_ids, image.layers)
+
+    # --- finding -----------------------------------------------------------------------------------------------------
+
+    def _local(self, reference: str, platform: Platform) -> ResolvedImage | None:
+        parsed = Reference.parse(reference)
+        lookups = [reference] if parsed.digest is None else [reference, str(parsed.digest)]
+        image = self._store.images.find(*lookups)
+        if image is None:
+            return None
+        wanted = normalize_platform(platform)
+        for part in image.platforms:
+            offered = normalize_platform(part.platform)
+            if (offered.os, offered.architecture) == (wanted.os, wanted.architecture) and wanted.variant in (
+                "",
+                offered.variant,
+            ):
+                return self._stored(reference, part, image.descriptor.digest)
+        if len(image.platforms) == 1 and platform.os == image.platforms[0].platform.os:
+            # As docker does with an explicit local image: what was built or loaded for another machine is taken with a finding.
+            return self._stored(reference, image.platforms[0], image.descriptor.digest)
+        return None
+
+    def _stored(self, reference: str, part: StoredPlatform, index: Digest) -> ResolvedImage | None:
+        try:
+            config = self._store.images.config(part)
+        except BlobNotFound:
+            return None
+        return ResolvedImage(reference, part.manifest, index, config, tuple(layer.descriptor for layer in part.layers))
+
+    def _remembered(self, reference: str, platform: Platform) -> ResolvedImage | None:
+        fact = self._store.facts.get(_FACT, f"{reference} {platform}")
+        if fact is None:
+            return None
+        value = json.loads(fact.value)
+        try:
+            return self._from_blobs(reference, Descriptor.from_json(value["manifest"]), Digest.parse(value["index"]))
+        except BlobNotFound:
+            return None
+
+    def _from_blobs(self, reference: str, descriptor: Descriptor, index: Digest) -> ResolvedImage:
+        blobs = self._store.blobs
+        manifest = Manifest.from_bytes(blobs.read(descriptor.digest, limit_bytes=MANIFEST_LIMIT_BYTES))
+        config = ImageConfig.from_bytes(blobs.read(manifest.config.digest, limit_bytes=MANIFEST_LIMIT_BYTES))
+        return ResolvedImage(reference, descriptor, index, config, manifest.layers)
+
+    def _from_registry(self, reference: str, platform: Platform) -> ResolvedImage:
+        parsed = Reference.parse(reference)
+        blobs = self._store.blobs
+
+        def known(digest: Digest) -> bytes | None:
+            try:
+                return blobs.read(digest, limit_bytes=MANIFEST_LIMIT_BYTES)
+            except BlobNotFound:
+                return None
+
+        found = resolve(self._registries.client, parsed, platform, known=known)
+        image = found.image
+        if image.config is None:
+            raise NoConfiguration(parsed.familiar)
+        for content in found.indexes:
+            blobs.write(content.data)
+        config_digest = image.manifest.config.digest
+        for digest, data in ((image.descriptor.digest, image.data), (config_digest, image.config_data)):
+            if not blobs.has(digest):
+                with blobs.ingest(expected=digest) as ingest:
+                    ingest.write(data)
+                    ingest.commit()
+        value = json.dumps({"manifest": image.descriptor.to_json(), "index": str(found.descriptor.digest)})
+        self._store.facts.put(
+            _FACT, f"{reference} {platform}", value=value, blobs=(image.descriptor.digest, config_digest)
+        )
+        return ResolvedImage(reference, image.descriptor, found.descriptor.digest, image.config, image.manifest.layers)
+
+    # --- pulling -----------------------------------------------------------------------------------------------------
+
+    def _pull(self, image: ResolvedImage, on_progress: Callable[[str, int, int], None]) -> None:
+        data = self._store.blobs.read(image.manifest.digest, limit_bytes=MANIFEST_LIMIT_BYTES)
+        manifest = Manifest.from_bytes(data)
+        config = self._store.blobs.read(manifest.config.digest, limit_bytes=MANIFEST_LIMIT_BYTES)
+        pulled = PulledManifest(image.manifest, data, manifest, image.config, config)
+
+        def report(transfer: Transfer) -> None:
+            if transfer.kind == "layer":
+                on_progress(str(transfer.digest), transfer.current, transfer.total)
+
+        pull_layers(
+            self._registries.client,
+            Reference.parse(image.reference),
+            self._store.blobs,
+            image=pulled,
+            on_progress=report,
+            layer_sink=self._receiver.sink,
+            cancel=self._cancel,
+        )

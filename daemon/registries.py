@@ -1,0 +1,64 @@
+"""The registry client as the engine uses it: settings, credentials and network put together, made when it is first needed."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from pybuild.registry_client.client import RegistryClient
+from pybuild.registry_client.credentials import Credentials, DockerConfig
+from pybuild.registry_client.settings import NetworkSettings, Proxies, RegistrySettings
+from pybuild.registry_client.transport import Transport
+
+from .settings import Settings
+
+_CERTS_D = ("/etc/docker/certs.d", "/etc/containers/certs.d")
+
+
+class Registries:
+    """Gives the one client of an engine, or one with other credentials. Thread-safe; ``close`` ends its connections."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        *,
+        docker_config: Path,
+        variables: Mapping[str, str],
+        user_agent: str,
+        log: Callable[[str], None] | None,
+        offline: bool = False,
+    ) -> None:
+        """``docker_config``: the directory of Docker's config.json; ``variables``: proxies and what credential helpers get."""
+        self._settings = settings
+        self.config = DockerConfig(str(docker_config / "config.json"), environment=variables)
+        self._variables = variables
+        self._user_agent = user_agent
+        self._log = log
+        self._offline = offline
+        self._lock = threading.Lock()
+        self._client: RegistryClient | None = None
+
+    @property
+    def client(self) -> RegistryClient:
+        with self._lock:
+            if self._client is None:
+                self._client = self.with_credentials(self.config)
+            return self._client
+
+    def with_credentials(self, credentials: Credentials) -> RegistryClient:
+        """A client of its own, to be closed by the caller."""
+        transport = Transport(
+            RegistrySettings.from_tables(self._settings.registry, certs_d=_CERTS_D),
+            NetworkSettings(
+                user_agent=self._user_agent, proxies=Proxies.from_environment(self._variables), offline=self._offline
+            ),
+            log=self._log,
+        )
+        return RegistryClient(transport, credentials)
+
+    def close(self) -> None:
+        with self._lock:
+            if self._client is not None:
+                self._client.transport.close()
+                self._client = None
