@@ -243,17 +243,19 @@ class Machine:
 
     ``modern_mounts``: the file-descriptor calls of Linux 5.12 (fsopen, move_mount, mount_setattr), else mount(2) serves;
     ``user_namespace``: not the initial one. ``stage``: with mount(2), where a step's binds get their attributes before
-    they are moved to their place.
+    they are moved to their place. ``bounding``: the bounding set, as a mask.
     """
 
     modern_mounts = False
     user_namespace = False
+    bounding = 0
     stage = b""
 
 
 def examine() -> None:
     """Fill in ``Machine``."""
     Machine.user_namespace = in_user_namespace()
+    Machine.bounding = read_bounding()
     try:
         fd = _new_mount("tmpfs", (), 0)
     except OSError:
@@ -1002,10 +1004,10 @@ def last_capability() -> int:
         return 40
 
 
-def drop_bounding(keep: int) -> None:
-    """Leave only the capabilities in the mask ``keep`` in the bounding set."""
-    for capability in range(last_capability() + 1):
-        if not keep >> capability & 1 and prctl(PR_CAPBSET_READ, capability):
+def drop_bounding(keep: int, *, present: int) -> None:
+    """Leave only the capabilities in the mask ``keep`` in the bounding set, which is ``present``."""
+    for capability in range(64):
+        if present >> capability & ~(keep >> capability) & 1:
             prctl(PR_CAPBSET_DROP, capability)
 
 
@@ -1037,8 +1039,8 @@ def install_filter(program: bytes) -> None:
 def become(step: Step) -> None:
     """Take the step's capabilities, seccomp filter and user, in the order that keeps each possible."""
     request = step.request
-    bounding = request["bounding"] & read_bounding()
-    drop_bounding(bounding)
+    bounding = request["bounding"] & Machine.bounding
+    drop_bounding(bounding, present=Machine.bounding)
     # The filter must come while CAP_SYS_ADMIN is still there (seccomp(2)); it lets all that follows through.
     if request["seccomp"]:
         try:
@@ -1179,12 +1181,9 @@ def run_step(request: Request, channel: _socket.socket, output: tuple[int, int],
     """In the step's process: set up, tell, execute. Never returns."""
     try:
         groups.join()
-        for number in range(1, _signal.NSIG):
-            if number not in (_signal.SIGKILL, _signal.SIGSTOP):
-                try:
-                    _signal.signal(number, _signal.SIG_DFL)
-                except (OSError, ValueError):
-                    continue
+        # The rest has its default since ``main``.
+        for number in (_signal.SIGINT, _signal.SIGCHLD, _signal.SIGPIPE, _signal.SIGXFSZ):
+            _signal.signal(number, _signal.SIG_DFL)
         _signal.pthread_sigmask(_signal.SIG_SETMASK, ())
         os.umask(0o022)
         os.setsid()
@@ -1743,7 +1742,14 @@ def main(*, old_mount_calls: bool = False) -> None:
     null = os.open("/dev/null", os.O_RDWR)
     os.dup2(null, 0)
     os.close(null)
-    _signal.signal(_signal.SIGINT, _signal.SIG_IGN)
+    for number in range(1, _signal.NSIG):
+        if number not in (_signal.SIGKILL, _signal.SIGSTOP):
+            try:
+                _signal.signal(number, _signal.SIG_DFL)
+            except (OSError, ValueError):
+                continue  # kept by the C library for itself
+    for number in (_signal.SIGINT, _signal.SIGPIPE, _signal.SIGXFSZ):
+        _signal.signal(number, _signal.SIG_IGN)
     # Nothing here makes cycles worth collecting, and a collection would touch, so copy, every page in a step.
     gc.disable()
     Machine.user_namespace = in_user_namespace()

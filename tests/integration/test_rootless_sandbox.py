@@ -50,7 +50,7 @@ for name in (b"/etc/subuid", b"/etc/subgid"):
     sandbox.mount(ranges.encode(), name, flags=sandbox.MS_BIND)
 if os.environ.get("UNPRIVILEGED_ROOT"):
     # As in a container: root, without the right to mount.
-    sandbox.drop_bounding(sandbox.read_bounding() & ~(1 << 21))
+    sandbox.drop_bounding(~(1 << 21), present=sandbox.read_bounding())
 else:
     os.setgroups([]); os.setresgid(65534, 65534, 65534); os.setresuid(65534, 65534, 65534)
 os.execve(python, [python, "-B", "-c", driver, source, request], {"PATH": "/usr/bin:/bin", "HOME": "/nonexistent"})
