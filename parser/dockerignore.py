@@ -109,7 +109,7 @@ class IgnoreMatcher:
                 compiled.append(compile_pattern(pattern))
             except BadPattern as error:
                 raise BadIgnorePattern(pattern, error.message, line=rule.line) from None
-            rules.append(rule)
+            rules.append(IgnoreRule(f"!{pattern}" if exception else pattern, rule.source, rule.line))
             negated.append(exception)
         self._patterns = tuple(compiled)
         self._rules = tuple(rules)
@@ -127,6 +127,11 @@ class IgnoreMatcher:
     def empty(self) -> bool:
         """True if nothing is ever excluded."""
         return not self._patterns or all(self._negated)
+
+    @property
+    def patterns(self) -> tuple[str, ...]:
+        """The patterns in force, cleaned, exceptions with their ``!``."""
+        return tuple(rule.pattern for rule in self._rules)
 
     def excluded(self, path: str) -> bool:
         """True if ``path`` or, unless an exception says otherwise, a directory above it is excluded. The root never is."""
