@@ -1442,9 +1442,10 @@ class ControlGroups:
             self.devices = ""
         self.base: bytes | None = None
 
-    def make_base(self) -> None:
-        """Make the launcher's group, after removing those that killed launchers left. Without one devices go unguarded."""
-        if self.devices is None or Machine.user_namespace:
+    def make_base(self, *, force: bool = False) -> None:
+        """Make the launcher's group, after removing those that killed launchers left. A user namespace needs none (``force``
+        makes it all the same): it has no devices."""
+        if self.devices is None or (Machine.user_namespace and not force):
             return
         parent = self._folder(self.devices, "")
         folder = os.path.join(parent, self.name)
@@ -1608,16 +1609,19 @@ def enter_user_namespace(write_maps: Callable[[int], None]) -> None:
     if helper == 0:
         os.close(made_write)
         os.close(mapped_read)
-        answer = b""
+        answer = b"ok"
         try:
-            if os.read(made_read, 1):
-                write_maps(process)
-        except OSError as error:
-            answer = f"{error.errno or 0} {_describe(error)}".encode()
-        except BaseException as error:
-            answer = f"0 {error}".encode()
-        os.write(mapped_write, answer[:4000] or b"ok")
-        os._exit(0)
+            try:
+                if os.read(made_read, 1):
+                    write_maps(process)
+            except OSError as error:
+                answer = f"{error.errno or 0} {_describe(error)}".encode()
+            except BaseException as error:
+                answer = f"0 {error}".encode()
+            os.write(mapped_write, answer[:4000])
+        finally:
+            # Even if the other side has gone: this child must never go on as its parent.
+            os._exit(0)
     os.close(made_read)
     os.close(mapped_write)
     try:
