@@ -1,5 +1,6 @@
 """LALR(1) tables of grammar.lark, made by tools/compile_grammar.py. Don't edit."""
 
+# fmt: off
 from __future__ import annotations
 
 GRAMMAR_SHA256 = "44406e7bc102f3a0ed116c5b9a27ae535fce0175f4e33d0cf3a0fd5865ade464"

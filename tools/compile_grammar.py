@@ -44,6 +44,7 @@ def compile_tables(grammar: str) -> str:
     lines = [
         '"""LALR(1) tables of grammar.lark, made by tools/compile_grammar.py. Don\'t edit."""',
         "",
+        "# fmt: off",
         "from __future__ import annotations",
         "",
         f'GRAMMAR_SHA256 = "{hashlib.sha256(grammar.encode()).hexdigest()}"',

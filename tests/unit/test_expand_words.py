@@ -57,7 +57,7 @@ def test_what_can_not_be_expanded_can_not_be_split(text: str) -> None:
 
 
 @given(st.text(alphabet="ab $tw{}o'\"\\", max_size=20))
-@settings(deadline=None, max_examples=400)
+@settings(deadline=None, max_examples=133)
 def test_the_words_hold_what_the_expansion_holds(text: str) -> None:
     word = Word(text, SPAN)
     try:

@@ -131,13 +131,13 @@ def error_index(sequence: Sequence[tokens.Token]) -> int:
 
 
 @given(sequences())
-@settings(deadline=None, max_examples=400)
+@settings(deadline=None, max_examples=133)
 def test_lark_and_the_tables_accept_the_same_token_sequences(sequence: list[tokens.Token]) -> None:
     assert parse_with_tables(sequence) == parse_with_lark(sequence)
 
 
 @given(st.lists(st.sampled_from(KINDS), min_size=1, max_size=6))
-@settings(deadline=None, max_examples=200)
+@settings(deadline=None, max_examples=80)
 def test_they_refuse_the_same_nonsense(kinds: list[str]) -> None:
     sequence = [tokens.Token(kind, kind.lower(), index, index + 1) for index, kind in enumerate(kinds)]
     assert parse_with_tables(sequence) == parse_with_lark(sequence)
