@@ -6,7 +6,6 @@ Follows BuildKit's rules for ``created`` times. Runs nothing, compresses nothing
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Protocol
 
@@ -29,6 +28,7 @@ from pybuild.layers.descriptor import (
 )
 from pybuild.layers.digest import Digest
 from pybuild.layers.image import History, ImageConfig, Index, Manifest
+from pybuild.values import dataclass, field, replace
 
 _TO_DOCKER = {
     OCI_LAYER: DOCKER_LAYER,

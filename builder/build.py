@@ -10,7 +10,6 @@ import hashlib
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
 from typing import Any, BinaryIO, Protocol
 
 from pybuild.errors import Cancelled, PybuildError, UsageError
@@ -19,6 +18,7 @@ from pybuild.layers.digest import Digest
 from pybuild.layers.views import FileView
 from pybuild.parser import Dockerfile, parse
 from pybuild.parser.errors import DockerfileError
+from pybuild.values import dataclass, field
 
 from .assemble import BuiltImage
 from .contexts import ContextKind, ContextRemotes, OpenedContext, open_context

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from typing import Final
 
 from pybuild.errors import PybuildError
 from pybuild.parser.ast import Instruction
 from pybuild.parser.dockerfile import Dockerfile
 from pybuild.parser.go_text import parse_bool, quote
+from pybuild.values import dataclass
 
 from .progress import BuildWarning
 

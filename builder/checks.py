@@ -7,7 +7,6 @@ since people and tools match them. Changes nothing (``check_fixes.py``) and show
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 
 from pybuild.errors import PybuildError
 from pybuild.layers.descriptor import Platform
@@ -16,6 +15,7 @@ from pybuild.parser.dockerfile import Dockerfile
 from pybuild.parser.dockerignore import IgnoreMatcher
 from pybuild.parser.errors import DockerfileError, DockerfileSyntaxError
 from pybuild.parser.parse import parse
+from pybuild.values import dataclass, field
 
 from .arguments import global_arguments
 from .check_file import FileChecks

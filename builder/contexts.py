@@ -14,7 +14,6 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator
-from dataclasses import dataclass
 from enum import Enum
 from typing import BinaryIO, Final, Protocol
 
@@ -23,6 +22,7 @@ from pybuild.layers.digest import Digest
 from pybuild.layers.entries import Kind
 from pybuild.layers.views import FileView
 from pybuild.parser.dockerignore import IgnoreMatcher
+from pybuild.values import dataclass
 
 from .contexts_archive import HEADER_BYTES, ByteReader, Joined, is_archive, read_up_to, unpack_archive
 from .contexts_local import LocalContext

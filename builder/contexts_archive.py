@@ -10,11 +10,11 @@ import contextlib
 import os
 import stat
 import tarfile
-from dataclasses import dataclass
 from typing import BinaryIO, Final, Protocol, cast
 
 from pybuild.errors import PybuildError
 from pybuild.layers.compression import CorruptStream, StreamTooLarge, decompressed
+from pybuild.values import dataclass
 
 HEADER_BYTES: Final = 1024
 _BLOCK: Final = 512

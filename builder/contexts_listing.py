@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 from pybuild.layers.entries import Kind
 from pybuild.layers.views import FileView
 from pybuild.parser.dockerignore import IgnoreMatcher
+from pybuild.values import dataclass
 
 
 @dataclass(frozen=True, slots=True)

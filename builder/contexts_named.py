@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 from pybuild.errors import PybuildError, UsageError
 from pybuild.layers.views import FileView
 from pybuild.parser.dockerignore import IgnoreMatcher
+from pybuild.values import dataclass
 
 from .contexts_local import LocalContext, UnreadableContext
 from .git_reference import parse_git_reference

@@ -7,20 +7,21 @@ comes from ``content.py``, the comparison with what is below from ``copy_tree.py
 from __future__ import annotations
 
 import posixpath
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
 
 from pybuild.layers.entries import Kind, LayerEntry
 from pybuild.layers.views import FileView, Node
+from pybuild.values import dataclass
 
 from .archives import is_archive, unpack
-from .content import Match, Selection, SourceNotFound, select_copy
+from .content import Xattrs
 from .copy_modes import ModeChange, parse_mode
 from .copy_paths import join, parent_of
 from .copy_spool import Spool, Spooled
 from .copy_tree import MADE_NS, CannotReplace, PendingTree
 from .graph import FileCopy, FileMake, Unpack
 from .owners import NO_ACCOUNTS, InvalidUser, Owner, names_accounts, read_accounts
+from .selection import Match, Selection, SourceNotFound, select_copy
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,17 +39,18 @@ def plan_copy(
     source: FileView | None,
     spool: Spool,
     selection: Selection | None = None,
+    xattrs: Mapping[str, Xattrs] | None = None,
     literal: bool = False,
 ) -> CopyPlan:
     """The layer that ``op`` makes on top of ``parent`` (None for nothing below, as with ``--link``).
 
     ``source``: the tree it copies from, None if it has only heredocs; ``selection``: what ``select_copy`` found in it, if that is
-    known already; ``literal``: ``source`` is a download, whose names are no patterns. Entries may refer to files of ``source``
+    known already, and ``xattrs`` its files' attributes; ``literal``: ``source`` is a download, whose names are no patterns. Entries may refer to files of ``source``
     and of ``spool``. Raises SourceNotFound and the errors of ``copy_tree``, ``owners`` and ``archives``.
     """
     owner, warnings = _owner(op.owner, parent)
     mode = None if op.mode is None else parse_mode(op.mode)
-    copier = _Copier(PendingTree(parent), op, owner, mode, spool)
+    copier = _Copier(PendingTree(parent), op, owner, mode, spool, xattrs)
     if source is not None:
         selection = selection or select_copy(source, op, literal=literal)
         for matches in selection.sources:
@@ -94,6 +96,7 @@ class _Copier:
     owner: Owner | None
     mode: ModeChange | None
     spool: Spool
+    known_xattrs: Mapping[str, Xattrs] | None
     matches: int = 0
 
     def copy(self, source: FileView, match: Match, *, contents: bool) -> None:
@@ -107,7 +110,7 @@ class _Copier:
             return
         existing = self.tree.lookup(target)
         if existing is None:
-            self._directory(source, match.path, node, target, implied=False)
+            self._directory(node, target, implied=False)
         elif existing.kind is not Kind.DIRECTORY:
             raise CannotReplace(f"cannot copy to non-directory: /{target}", path=target)
         else:
@@ -119,11 +122,36 @@ class _Copier:
         prefix = target + "/" if target else ""
         implied = match.implied
         directory = Kind.DIRECTORY
+        regular = Kind.FILE
+        quick = self._quick(target)
+        made = self.tree.made
         for rel, node in match.below:
-            if node.kind is directory:
-                self._directory(source, base + rel, node, prefix + rel, implied=rel in implied)
+            if quick is not None and node.kind is regular and node.host_path is not None and node.identity is None:
+                # The common case of many files: nothing can be in their way.
+                uid, gid, mode = quick
+                path = prefix + rel
+                made[path] = LayerEntry(
+                    path,
+                    regular,
+                    node.mode if mode is None else mode,
+                    uid,
+                    gid,
+                    node.mtime_ns,
+                    node.size,
+                    "",
+                    None,
+                    node.host_path,
+                )
+            elif node.kind is directory:
+                self._directory(node, prefix + rel, implied=rel in implied)
             else:
                 self._file(source, base + rel, node, prefix + rel)
+
+    def _quick(self, target: str) -> tuple[int, int, int | None] | None:
+        """Owner and mode of plain files copied to ``target``, if they are the same for all and the directory is new and empty."""
+        if self.op.keep_owner or not self.tree.is_new(target) or (self.mode is not None and self.mode.octal is None):
+            return None
+        return (*self._created_owner(), None if self.mode is None else self.mode.octal)
 
     def write(self, name: str, data: bytes, mode: int) -> None:
         """Copy a heredoc."""
@@ -170,11 +198,11 @@ class _Copier:
 
     # --- what ----------------------------------------------------------------------------------------------------------
 
-    def _directory(self, source: FileView, path: str, node: Node, target: str, *, implied: bool) -> None:
+    def _directory(self, node: Node, target: str, *, implied: bool) -> None:
         existing = self.tree.lookup(target)
         if existing is not None and existing.kind is not Kind.DIRECTORY:
             raise CannotReplace(f"cannot copy to non-directory: /{target}", path=target)
-        entry = self._entry(target, node, xattrs=self._xattrs(source, path))
+        entry = self._entry(target, node)
         if existing is not None and implied:
             # Only its mode is taken over: it was not selected itself.
             entry = LayerEntry(target, Kind.DIRECTORY, node.mode, existing.uid, existing.gid, existing.mtime_ns)
@@ -204,9 +232,13 @@ class _Copier:
         entry = self._entry(target, node, content=content, xattrs=self._xattrs(source, path))
         self.tree.put(entry, group=None if node.identity is None else (self.matches, node.identity))
 
-    def _xattrs(self, source: FileView, path: str) -> Sequence[tuple[str, bytes]]:
+    def _xattrs(self, source: FileView, path: str) -> Xattrs:
         # Those of a context are lost on their way in the reference, too: changing the owner takes capabilities away.
-        return sorted(source.xattrs(path).items()) if self.op.keep_owner else ()
+        if not self.op.keep_owner:
+            return ()
+        if self.known_xattrs is not None:
+            return self.known_xattrs.get(path, ())
+        return tuple(sorted(source.xattrs(path).items()))
 
     def _entry(
         self,
@@ -214,7 +246,7 @@ class _Copier:
         node: Node,
         *,
         content: Spooled | None = None,
-        xattrs: Sequence[tuple[str, bytes]] = (),
+        xattrs: Xattrs = (),
     ) -> LayerEntry:
         kind = node.kind if content is None else Kind.FILE
         if kind is Kind.SYMLINK:
@@ -241,6 +273,6 @@ class _Copier:
             data=None if content is None else content.data,
             host_path=None if content is None else content.host_path,
             device=node.device or (0, 0),
-            xattrs=tuple(xattrs),
+            xattrs=xattrs,
             offset=None if content is None else content.offset,
         )

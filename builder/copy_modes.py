@@ -6,11 +6,11 @@ Owns the grammar of chmod(1) as BSD's setmode(3) reads it, with a umask of zero.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 from functools import lru_cache
 from typing import Final
 
 from pybuild.errors import PybuildError
+from pybuild.values import dataclass
 
 _USER: Final = 0o4700
 _GROUP: Final = 0o2070

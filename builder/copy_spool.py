@@ -8,8 +8,9 @@ from __future__ import annotations
 import io
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import dataclass
 from typing import Final, Protocol
+
+from pybuild.values import dataclass
 
 _SMALL_BYTES: Final = 1 << 16
 _MEMORY_BYTES: Final = 16 << 20

@@ -12,13 +12,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from dataclasses import replace
 from typing import BinaryIO, Final
 
 from pybuild.errors import PybuildError
 from pybuild.layers.digest import CHUNK_BYTES
 from pybuild.layers.entries import Kind, LayerEntry
 from pybuild.layers.views import FileView, Node
+from pybuild.values import replace
 
 from .copy_paths import join, parent_of, resolve
 
@@ -45,7 +45,8 @@ class PendingTree:
 
     def __init__(self, below: FileView | None) -> None:
         self._below = below
-        self._made: dict[str, LayerEntry] = {}
+        self.made: dict[str, LayerEntry] = {}
+        """What is pending, by path. ``put`` keeps account; only new files of new directories may be added directly."""
         self._new_directories: set[str] = set()  # nothing of what is below shows in them
         self._groups: dict[str, object] = {}
         self._known: dict[str, Node | None] = {}
@@ -54,7 +55,7 @@ class PendingTree:
 
     def lookup(self, path: str) -> Node | None:
         """The node at ``path`` as it will be; the last element is not followed."""
-        made = self._made.get(path)
+        made = self.made.get(path)
         if made is not None:
             if made.kind is Kind.WHITEOUT:
                 return None
@@ -87,13 +88,17 @@ class PendingTree:
         while parent:
             if parent in self._new_directories:
                 return True
-            made = self._made.get(parent)
+            made = self.made.get(parent)
             if made is not None and made.kind is not Kind.DIRECTORY:
                 return True
             parent = parent_of(parent)
         return False
 
     # --- changing ----------------------------------------------------------------------------------------------------
+
+    def is_new(self, path: str) -> bool:
+        """True if ``path`` is a directory made here that has nothing in it yet."""
+        return path in self._new_directories and next(reversed(self.made)) == path
 
     def make_directories(self, path: str, *, mode: int, uid: int = 0, gid: int = 0) -> None:
         """Make the directory ``path`` (links resolved) and what is missing above it. Raises NotADirectory."""
@@ -112,12 +117,12 @@ class PendingTree:
     def put(self, entry: LayerEntry, *, group: object = None) -> None:
         """Set what is at a path. ``group``: equal for hard links of one file."""
         path = entry.path
-        made = self._made.get(path)
+        made = self.made.get(path)
         if entry.kind is Kind.DIRECTORY and (made is None or made.kind is not Kind.DIRECTORY):
             lower = self._lower(path)
             if lower is None or lower.kind is not Kind.DIRECTORY or made is not None:
                 self._new_directories.add(path)
-        self._made[path] = entry
+        self.made[path] = entry
         if group is not None:
             self._groups[path] = group
         elif self._groups:
@@ -127,17 +132,17 @@ class PendingTree:
         """Give a directory that exists another mtime."""
         if not path:
             return
-        made = self._made.get(path)
+        made = self.made.get(path)
         if made is None:
             node = self._lower(path)
             assert node is not None
-            self._made[path] = replace(self._directory_entry(path, node), mtime_ns=mtime_ns)
+            self.made[path] = replace(self._directory_entry(path, node), mtime_ns=mtime_ns)
         else:
-            self._made[path] = replace(made, mtime_ns=mtime_ns)
+            self.made[path] = replace(made, mtime_ns=mtime_ns)
 
     def link(self, origin: str, path: str) -> None:
         """Make ``path`` another name of the file at ``origin``, which exists."""
-        entry = self._made.get(origin)
+        entry = self.made.get(origin)
         if entry is None:
             node = self._lower(origin)
             assert node is not None
@@ -170,14 +175,14 @@ class PendingTree:
         if node is None:
             return
         if node.kind is Kind.DIRECTORY:
-            for below in [made for made in self._made if made.startswith(path + "/")]:
+            for below in [made for made in self.made if made.startswith(path + "/")]:
                 self._forget(below)
         self._forget(path)
         # Whatever comes here next starts anew, even a directory over a directory.
-        self._made[path] = LayerEntry(path, Kind.WHITEOUT)
+        self.made[path] = LayerEntry(path, Kind.WHITEOUT)
 
     def _forget(self, path: str) -> None:
-        self._made.pop(path, None)
+        self.made.pop(path, None)
         self._new_directories.discard(path)
         self._groups.pop(path, None)
 
@@ -187,8 +192,13 @@ class PendingTree:
         """The layer's entries, sorted by path."""
         recorded: dict[str, LayerEntry] = {}
         quiet: dict[str, LayerEntry] = {}  # directories that changed no more than their mtime
-        for path, entry in self._made.items():
-            lower = self._lower(path) if path not in self._new_directories else None
+        new = self._new_directories
+        for path, entry in self.made.items():
+            if path in new or path.rpartition("/")[0] in new:
+                if entry.kind is not Kind.WHITEOUT:
+                    recorded[path] = entry
+                continue
+            lower = self._lower(path)
             if entry.kind is Kind.DIRECTORY:
                 if lower is not None and lower.kind is Kind.DIRECTORY and self._same_directory(entry, lower):
                     quiet[path] = entry

@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import BinaryIO
 
 from pybuild.layers.entries import Kind
 from pybuild.layers.views import FileView, Node
+from pybuild.values import replace
 
 from .protocols import HttpFile
 

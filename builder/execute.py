@@ -11,13 +11,13 @@ import posixpath
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
 from typing import Final, assert_never
 
 from pybuild.errors import PybuildError
 from pybuild.layers.digest import Digest
 from pybuild.layers.entries import Layer
 from pybuild.layers.image import DEFAULT_PATH
+from pybuild.values import dataclass
 
 from .execute_caches import CacheMountPool
 from .execute_trees import MountTree, mount_tree

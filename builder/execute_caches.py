@@ -15,12 +15,12 @@ from typing import Final
 from pybuild.errors import Cancelled, PybuildError
 from pybuild.layers.digest import Digest
 
-from .content import SourceNotFound
 from .contexts_local import LocalContext
 from .copy_paths import resolve
 from .execute_trees import MountTree, content_root, copy_tree
 from .graph import CacheMount, CacheSharing
 from .protocols import HostMount, Snapshots
+from .selection import SourceNotFound
 
 _POLL_SECONDS: Final = 0.05
 _MOST_COPIES: Final = 1000

@@ -11,17 +11,17 @@ import shutil
 import threading
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
 from typing import TypeAlias
 
 from pybuild.layers.digest import Digest
 from pybuild.layers.entries import Kind
 from pybuild.layers.views import FileView, Node
+from pybuild.values import dataclass, field
 
-from .content import Match, SourceNotFound, select_path
 from .copy_paths import join, resolve
 from .graph import BindMount
 from .protocols import HostMount, OverlayMount, ProcessMount, Snapshots
+from .selection import Match, SourceNotFound, select_path
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol
 
@@ -16,6 +15,7 @@ from pybuild.layers.descriptor import Descriptor, Platform
 from pybuild.layers.digest import Digest
 from pybuild.layers.entries import Kind, LayerEntry
 from pybuild.layers.image import ImageConfig
+from pybuild.values import dataclass, field, replace
 
 from .assemble import (
     Annotations,

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import posixpath
 import re
-from dataclasses import dataclass, replace
 from typing import Final
 from urllib.parse import parse_qs, unquote, urlsplit, urlunsplit
 
 from pybuild.errors import PybuildError
+from pybuild.values import dataclass, replace
 
 _SCHEME: Final = re.compile(r"[a-zA-Z0-9]+://")
 _SCP: Final = re.compile(r"([a-zA-Z0-9-_]+)@([a-zA-Z0-9-.]+):(.*?)(?:\?(.*?))?(?:#(.*))?\Z", re.DOTALL)

@@ -6,12 +6,12 @@ a stack of layers (a root file system); a source's result is a tree that copies 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from enum import Enum
 from typing import TypeAlias
 
 from pybuild.layers.descriptor import Platform
 from pybuild.layers.digest import Digest
+from pybuild.values import dataclass
 
 
 @dataclass(frozen=True, slots=True)

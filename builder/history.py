@@ -6,10 +6,10 @@ Owns the texts and the entries. Times are not known here: ``created`` stays None
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
 from typing import Final
 
 from pybuild.layers.image import HealthCheck, History
+from pybuild.values import replace
 
 COMMENT: Final = "buildkit.dockerfile.v0"
 EXPORTER_COMMENT: Final = "buildkit.exporter.image.v0"

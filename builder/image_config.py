@@ -9,12 +9,12 @@ from __future__ import annotations
 import posixpath
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import replace
 from typing import Final
 
 from pybuild.layers.descriptor import Platform
 from pybuild.layers.image import DEFAULT_PATH, HealthCheck, ImageConfig
 from pybuild.parser.ast import Command, ExecForm, Healthcheck, ShellForm
+from pybuild.values import replace
 
 from .platforms import normalize_platform, same_machine
 

@@ -16,11 +16,11 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
 from typing import Final, TypeAlias, assert_never
 
 from pybuild.layers.descriptor import Platform
 from pybuild.layers.digest import Digest
+from pybuild.values import dataclass, replace
 
 from .graph import (
     BindMount,

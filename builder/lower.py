@@ -8,7 +8,6 @@ lowering of each needed stage. Runs nothing, pulls nothing, reads no environment
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
 from typing import Final
 
 from pybuild.errors import PybuildError
@@ -18,6 +17,7 @@ from pybuild.parser.ast import Instruction, Span
 from pybuild.parser.dockerfile import Dockerfile
 from pybuild.parser.errors import DockerfileError
 from pybuild.parser.expand import expand
+from pybuild.values import dataclass, field
 
 from .arguments import EPOCH_ARGUMENT, global_arguments, proxy_environment, unused_build_arguments
 from .findings import Findings

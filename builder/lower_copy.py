@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from dataclasses import dataclass, replace
 from typing import Final
 from urllib.parse import unquote, urlsplit
 
@@ -18,6 +17,7 @@ from pybuild.layers.digest import Digest
 from pybuild.parser.ast import Add, Copy, Heredoc, Word
 from pybuild.parser.errors import DockerfileError
 from pybuild.parser.expand import expand_heredoc
+from pybuild.values import dataclass, replace
 
 from .copy_modes import InvalidMode, parse_mode
 from .git_reference import GitReference, InvalidGitReference, parse_git_reference

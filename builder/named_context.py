@@ -6,12 +6,12 @@ Owns the values and the look-up. ``contexts.py`` makes them from text; nothing h
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Final, TypeAlias
 
 from pybuild.layers.descriptor import Platform
 from pybuild.layers.digest import Digest
 from pybuild.layers.image import History, ImageConfig
+from pybuild.values import dataclass
 
 from .git_reference import GitReference
 from .graph import Vertex

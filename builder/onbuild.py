@@ -6,12 +6,12 @@ Owns that only. When they run is decided by ``lower.py``, what they do by the in
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import replace
 
 from pybuild.errors import PybuildError
 from pybuild.parser.ast import Instruction, Span
 from pybuild.parser.errors import DockerfileError
 from pybuild.parser.parse import parse_instruction
+from pybuild.values import replace
 
 
 def parse_triggers(texts: Iterable[str], *, span: Span | None) -> tuple[Instruction, ...]:

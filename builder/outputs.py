@@ -5,10 +5,10 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from enum import Enum
 
 from pybuild.errors import UsageError
+from pybuild.values import dataclass, field
 
 
 class OutputType(Enum):

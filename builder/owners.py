@@ -7,12 +7,12 @@ differ on purpose, as they do in the reference. Never looks at this machine's ac
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Final
 
 from pybuild.errors import PybuildError
 from pybuild.layers.entries import Kind
 from pybuild.layers.views import FileView
+from pybuild.values import dataclass
 
 from .copy_paths import resolve
 

@@ -7,11 +7,11 @@ Refuses to look at this machine: the default operating system and architecture a
 from __future__ import annotations
 
 import re
-from dataclasses import replace
 from typing import Final
 
 from pybuild.errors import PybuildError
 from pybuild.layers.descriptor import Platform
+from pybuild.values import replace
 
 _COMPONENT: Final = re.compile(r"[A-Za-z0-9_.-]+\Z")
 _OS: Final = re.compile(r"([A-Za-z0-9_-]+)(?:\(([A-Za-z0-9_.%-]*)((?:\+[A-Za-z0-9_.%-]+)*)\))?\Z")

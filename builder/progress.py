@@ -5,8 +5,9 @@ The vocabulary is BuildKit's status stream (vertexes, statuses, logs, warnings),
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Protocol, TypeAlias
+
+from pybuild.values import dataclass
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,6 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
 from typing import Protocol, TypeAlias
 
 from pybuild.layers.descriptor import Descriptor, Platform
@@ -16,6 +15,7 @@ from pybuild.layers.digest import Digest
 from pybuild.layers.entries import CacheRecord, Layer, LayerEntry, RootOverlay
 from pybuild.layers.image import ImageConfig
 from pybuild.layers.views import FileView
+from pybuild.values import dataclass
 
 # --- images ----------------------------------------------------------------------------------------------------------
 

@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Protocol
 
 from pybuild.layers.builds import BuildRecord, BuildStep
+from pybuild.values import dataclass
 
 from .graph import Note, Vertex
 from .progress import Event, Progress, StepDone, StepStarted

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from typing import BinaryIO
 
 from pybuild.layers.descriptor import Platform
+from pybuild.values import dataclass, field
 
 from .assemble import Annotations
 from .outputs import Output

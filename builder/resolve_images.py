@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
 from typing import Final, TypeVar
 
 from pybuild.errors import Cancelled, PybuildError
@@ -16,6 +15,7 @@ from pybuild.layers.descriptor import Platform
 from pybuild.parser.ast import Span
 from pybuild.parser.errors import DockerfileError
 from pybuild.parser.suggest import did_you_mean
+from pybuild.values import dataclass
 
 from .progress import Progress, StepDone, StepStarted
 from .protocols import ImageSource, RemoteSources, ResolvedImage

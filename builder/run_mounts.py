@@ -8,13 +8,13 @@ from __future__ import annotations
 import posixpath
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Final
 
 from pybuild.parser.ast import Mount as MountSyntax
 from pybuild.parser.ast import Word
 from pybuild.parser.errors import DockerfileError
 from pybuild.parser.suggest import did_you_mean
+from pybuild.values import dataclass
 
 from .graph import BindMount, CacheMount, CacheSharing, Mount, SecretMount, SshMount, TmpfsMount
 from .image_config import clean_path

@@ -6,8 +6,9 @@ Owns reading the two arguments; the scan is made elsewhere.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Final
+
+from pybuild.values import dataclass
 
 from .graph import Vertex
 from .stage_state import StageState

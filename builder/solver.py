@@ -51,8 +51,8 @@ class Solver:
 
     ``contexts``: local trees by name; ``images``: where base images come from, ``resolved`` those that are resolved already;
     ``settings``: secrets and agents; ``entitlements``: privileges that steps may ask for; ``cancel``: stops the build; ``explain``:
-    finds out why a step was not cached; ``require_cache``: fail instead of running anything. A context manager: copies of contexts
-    are kept until it ends.
+    finds out why a step was not cached; ``require_cache``: fail instead of running anything; ``preload``: loads what the stat index knows
+    below a directory. A context manager: copies of contexts are kept until it ends.
     """
 
     def __init__(
@@ -73,6 +73,7 @@ class Solver:
         entitlements: frozenset[str] = frozenset(),
         explain: Explainer | None = None,
         require_cache: bool = False,
+        preload: Callable[[str], object] | None = None,
     ) -> None:
         self._cache = cache
         self._progress = progress
@@ -87,7 +88,7 @@ class Solver:
         self.reports: list[StepReport] = []
         """How each step went, in the order of their ends; complete after ``solve``, whether or not it failed."""
         self._held = ExitStack()
-        self._reader = ContentReader(cache, cancel=cancel)
+        self._reader = ContentReader(cache, cancel=cancel, preload=preload)
         self._maker = StepMaker(
             contexts=contexts,
             reader=self._reader,

@@ -7,15 +7,15 @@ nothing about whether a step runs.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
 
 from pybuild.errors import Cancelled, PybuildError
 from pybuild.layers.digest import Digest
 from pybuild.layers.views import FileView
+from pybuild.values import dataclass, field
 
-from .content import ContentReader, Selection, check_unchanged
+from .content import ContentReader, Xattrs
 from .contexts_local import LocalContext
 from .copy import plan_copy, plan_make
 from .copy_spool import Spool
@@ -27,6 +27,7 @@ from .keys import stack_identity
 from .progress import BuildWarning, Progress, StepDone, StepProgress, StepStarted
 from .protocols import Executor, RemoteSources, ResolvedImage, Snapshots
 from .protocols import ImageSource as Images
+from .selection import Selection, check_unchanged
 from .solver_steps import Step, StepFailed, StepMaker, source_input, take
 
 Output = Callable[[int, bytes], None]
@@ -271,6 +272,7 @@ class StepRunner:
                 parent=parent,
                 source=source,
                 selection=inputs.selections.get(position),
+                xattrs=inputs.xattrs.get(position),
                 spool=spool,
                 literal=position < len(step.inputs) and is_download(step.inputs[position]),
             )
@@ -290,6 +292,7 @@ class StepInputs:
     step: Step
     held: ExitStack
     selections: dict[int, Selection] = field(default_factory=dict)
+    xattrs: dict[int, Mapping[str, Xattrs]] = field(default_factory=dict)
     _views: dict[int, FileView] = field(default_factory=dict)
 
     def view(self, position: int) -> FileView:
@@ -317,6 +320,8 @@ class StepInputs:
             if selection is not None:
                 self.selections[position] = selection
             if content is not None:
+                if content.xattrs is not None:
+                    self.xattrs[position] = content.xattrs
                 return content.text
         assert source.result is not None
         return stack_identity(source.result.stack)

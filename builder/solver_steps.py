@@ -9,13 +9,13 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
 
 from pybuild.errors import Cancelled, PybuildError
 from pybuild.layers.digest import Digest
 from pybuild.layers.views import FileView
+from pybuild.values import dataclass, field, replace
 
-from .content import ContentDigest, ContentReader, DigestRules, Selection, SourceNotFound, select_copy, select_path
+from .content import ContentDigest, ContentReader, DigestRules
 from .graph import (
     BindMount,
     CacheMount,
@@ -34,6 +34,7 @@ from .graph import (
 from .keys import Recipe, definition_key, nonce_of, plain, recipe_of
 from .progress import Progress, StepDone, StepProgress, StepStarted
 from .protocols import HttpFile, RemoteSources
+from .selection import Selection, SourceNotFound, select_copy, select_path
 from .why import recorded_recipe
 
 _PARALLEL_DOWNLOADS = 8

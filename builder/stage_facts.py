@@ -7,7 +7,6 @@ is asked of a function, and where that doesn't know, the variables count as unkn
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
 
 from pybuild.errors import PybuildError
 from pybuild.layers.descriptor import Platform
@@ -15,6 +14,7 @@ from pybuild.layers.image import DEFAULT_PATH, ImageConfig
 from pybuild.parser.ast import Arg, Env, Instruction, Onbuild, Shell, Word, Workdir
 from pybuild.parser.dockerfile import Dockerfile
 from pybuild.parser.expand import Expansion, expand
+from pybuild.values import dataclass, field
 
 from .arguments import NOT_IN_ENVIRONMENT, global_arguments
 from .onbuild import parse_triggers

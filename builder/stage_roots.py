@@ -7,12 +7,12 @@ already; nothing here asks a registry.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
 from typing import assert_never
 
 from pybuild.layers.descriptor import Platform
 from pybuild.layers.image import History, ImageConfig
 from pybuild.parser.ast import Span
+from pybuild.values import dataclass, field
 
 from .findings import Findings
 from .git_reference import GitReference

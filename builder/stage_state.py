@@ -7,12 +7,12 @@ that leave are immutable.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
 
 from pybuild.layers.descriptor import Platform
 from pybuild.layers.image import History, ImageConfig
 from pybuild.parser.ast import Instruction, Span, Word
 from pybuild.parser.expand import expand
+from pybuild.values import dataclass, field
 
 from .findings import Findings
 from .graph import ContextSource, FileCopy, GitSource, HttpSource, Network, Note, Op, Scratch, Vertex

@@ -7,7 +7,6 @@ a ``StageNode`` is the planner's own mutable value and never leaves lowering.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Final
 
 from pybuild.errors import PybuildError
@@ -16,6 +15,7 @@ from pybuild.parser.ast import Copy, Instruction, Onbuild, Run, Span, Stage, Wor
 from pybuild.parser.errors import DockerfileError
 from pybuild.parser.expand import expand
 from pybuild.parser.suggest import did_you_mean
+from pybuild.values import dataclass, field
 
 from .named_context import NamedContext, find_named_context
 from .platforms import parse_platform

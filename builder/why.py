@@ -10,8 +10,9 @@ import json
 import re
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, Final
+
+from pybuild.values import dataclass
 
 from .content import ContentDigest
 from .graph import ImageSource, Vertex

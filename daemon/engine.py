@@ -10,7 +10,6 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, BinaryIO
@@ -21,6 +20,7 @@ from pybuild.layers.descriptor import Descriptor, Platform
 from pybuild.layers.digest import Digest
 from pybuild.layers.images import ImageNotFound, Removal, StoredImage
 from pybuild.layers.store import Store
+from pybuild.values import dataclass
 
 from .image_list import lookups
 from .machine import host_platform

@@ -19,12 +19,12 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 from pybuild.errors import PybuildError
 from pybuild.layers.locks import LockMode, lock_file, try_lock_file
+from pybuild.values import dataclass
 
 from .git_checkout import Checkout, check_out, make_removable
 from .git_command import GitCommand, GitFailed, plain_url

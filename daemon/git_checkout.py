@@ -10,10 +10,10 @@ import os
 import shutil
 import stat
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 
 from pybuild.errors import PybuildError
+from pybuild.values import dataclass
 
 from .git_command import GitCommand, GitFailed, plain_url
 

@@ -12,11 +12,11 @@ import subprocess
 import threading
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
 from typing import Final
 from urllib.parse import unquote, urlsplit, urlunsplit
 
 from pybuild.errors import Cancelled, PybuildError
+from pybuild.values import dataclass, field
 
 AUTH_HEADER_SECRET: Final = "GIT_AUTH_HEADER"
 AUTH_TOKEN_SECRET: Final = "GIT_AUTH_TOKEN"

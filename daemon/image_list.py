@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import fnmatch
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from pybuild.errors import UsageError
@@ -15,6 +14,7 @@ from pybuild.layers.digest import Digest
 from pybuild.layers.image import HealthCheck, ImageConfig
 from pybuild.layers.images import Images, StoredImage
 from pybuild.registry_client.references import InvalidReference, Reference
+from pybuild.values import dataclass
 
 from .machine import host_platform
 

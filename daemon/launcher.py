@@ -15,12 +15,12 @@ import subprocess
 import sys
 import threading
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING
 
 from pybuild.errors import PybuildError
+from pybuild.values import dataclass
 
 if TYPE_CHECKING:
     from .sandbox import Request

@@ -8,12 +8,12 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass
 
 from pybuild.builder.owners import read_accounts
 from pybuild.builder.protocols import Executor, ExitStatus, HostMount, ProcessSpec, Snapshots
 from pybuild.errors import UsageError
 from pybuild.layers.image import DEFAULT_PATH, ImageConfig
+from pybuild.values import dataclass
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,9 +14,10 @@ from __future__ import annotations
 
 import functools
 import struct
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from pybuild.values import dataclass
 
 from . import capabilities
 

@@ -15,11 +15,11 @@ import os
 import shutil
 import subprocess
 from collections.abc import Sequence
-from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
 
 from pybuild.errors import PybuildError
+from pybuild.values import dataclass
 
 IdMap = tuple[int, int, int]
 """First id inside, first id outside, how many (user_namespaces(7), uid_map)."""

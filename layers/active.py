@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import itertools
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -22,12 +22,11 @@ _SERIAL = itertools.count()
 
 
 class ActiveDirectories:
-    """The directories below ``root``; ``remove_tree`` removes one with all that it holds."""
+    """The directories below ``root``."""
 
-    def __init__(self, root: Path, *, leases: Leases, remove_tree: Callable[[Path], None]) -> None:
+    def __init__(self, root: Path, *, leases: Leases) -> None:
         self._root = root
         self._leases = leases
-        self._remove_tree = remove_tree
 
     @contextmanager
     def make(self) -> Iterator[Path]:
@@ -37,7 +36,7 @@ class ActiveDirectories:
             yield path
         finally:
             try:
-                self._remove_tree(path)
+                _remove(path)
             finally:
                 os.close(descriptor)
 
@@ -70,7 +69,7 @@ class ActiveDirectories:
                         path.rename(target)
                         dead.append(target)
         for path in dead:
-            self._remove_tree(path)
+            _remove(path)
             removed += 1
         return removed
 
@@ -84,3 +83,9 @@ class ActiveDirectories:
             return try_own(descriptor)
         finally:
             os.close(descriptor)
+
+
+def _remove(path: Path) -> None:
+    from .trees import remove_tree
+
+    remove_tree(os.fspath(path))

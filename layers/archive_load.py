@@ -12,9 +12,10 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import BinaryIO, Final
+
+from pybuild.values import dataclass, replace
 
 from .blobs import BlobNotFound, BlobStore
 from .compression import Compression, decompressed
@@ -188,7 +189,7 @@ class _Staging:
         for digest in self._needed:
             if self.blobs.has(digest):
                 self._store.blobs.adopt(self.blobs.path(digest), digest)
-        with self._store.database.transaction():
+        with self._store.leases.shared(), self._store.database.transaction():
             for descriptor, layer in layers:
                 blob = LayerBlob(
                     descriptor.digest, descriptor.size, descriptor.media_type, self.compression_of(descriptor.digest)

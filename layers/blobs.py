@@ -19,7 +19,7 @@ import itertools
 import os
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import BinaryIO, Protocol
@@ -222,14 +222,23 @@ class Ingest:
 class BlobStore:
     """Content by digest below ``root``. Every method may be called from any thread and process."""
 
-    def __init__(self, root: Path, *, clock: Callable[[], float] | None = None, read_only: bool = False) -> None:
-        """``clock``: seconds since the epoch, for the time a blob was last used; the file system's own clock without it. ``read_only``:
-        somebody else's blobs: nothing is touched, nor removed when it is found to be corrupt."""
+    def __init__(
+        self,
+        root: Path,
+        *,
+        clock: Callable[[], float] | None = None,
+        guard: Callable[[], AbstractContextManager[None]] = nullcontext,
+        read_only: bool = False,
+    ) -> None:
+        """``clock``: seconds since the epoch, for the time a blob was last used; the file system's own clock without it. ``guard``: held
+        while a blob is looked for and marked used, so that gc comes before or after. ``read_only``: somebody else's blobs: nothing is
+        touched, nor removed when it is found to be corrupt."""
         self.root = root
         self._blobs = root / "blobs"
         self._ingest = root / "ingest"
         self._blobs_text = os.fspath(self._blobs)
         self._clock = clock
+        self._guard = guard
         self._read_only = read_only
         self._tmpfile = hasattr(os, "O_TMPFILE")
 
@@ -251,10 +260,11 @@ class BlobStore:
             times = (now, now)
         path = f"{self._blobs_text}/{digest.algorithm}/{digest.hex}"
         try:
-            if times is None:
-                os.utime(path)
-            else:
-                os.utime(path, ns=times)
+            with self._guard():
+                if times is None:
+                    os.utime(path)
+                else:
+                    os.utime(path, ns=times)
         except FileNotFoundError:
             return False
         except OSError as error:

@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 from pybuild.errors import PybuildError
+from pybuild.values import dataclass, fields
 
 from .database import Database, Row, storable
 
@@ -150,7 +150,7 @@ def _build(row: Row, steps: tuple[BuildStep, ...]) -> BuildRecord:
     )
 
 
-_STEP_FIELDS = tuple(BuildStep.__dataclass_fields__)
+_STEP_FIELDS = tuple(one.name for one in fields(BuildStep))
 
 
 def _step_text(step: BuildStep) -> str:

@@ -9,8 +9,9 @@ import hashlib
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
+
+from pybuild.values import dataclass
 
 from .database import Database, storable
 from .locks import LockMode, lock_file, try_lock_file

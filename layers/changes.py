@@ -15,10 +15,10 @@ step gives the same layer. Never mounts, never writes, never reads contents exce
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator
-from dataclasses import dataclass
 from typing import Final
 
 from pybuild.errors import PybuildError
+from pybuild.values import dataclass
 
 from .entries import Kind, LayerEntry
 from .tree_views import DirectoryLayer, StackView

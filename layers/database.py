@@ -218,6 +218,26 @@ class Database:
                         connection.execute("ROLLBACK")
                     raise
 
+    @contextmanager
+    def reading(self) -> Iterator[None]:
+        """See the database as it is now until the context ends, whatever others write; this thread writes nothing meanwhile."""
+        session = self._session()
+        if session.depth:
+            yield
+            return
+        with self._errors():
+            session.connection.execute("BEGIN")
+            try:
+                yield
+            finally:
+                session.connection.execute("COMMIT")
+
+    @property
+    def is_writing(self) -> bool:
+        """True within a transaction of this thread."""
+        session: _Session | None = getattr(self._local, "session", None)
+        return session is not None and session.depth > 0
+
     def compact(self) -> None:
         """Give freed pages back to the file system and empty the log, as far as no other process reads."""
         with self._errors():

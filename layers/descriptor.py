@@ -6,10 +6,10 @@ Values only; no I/O.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from typing import Any, Final
 
 from pybuild.errors import PybuildError
+from pybuild.values import dataclass, field
 
 from .digest import Digest
 

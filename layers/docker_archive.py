@@ -10,10 +10,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import BinaryIO, Final
 
 from pybuild.errors import PybuildError
+from pybuild.values import dataclass
 
 from .blobs import BlobStore
 from .descriptor import Descriptor, Platform

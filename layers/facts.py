@@ -6,7 +6,8 @@ Owns the table ``fact``. Knows nothing of what the values mean; gc treats a fact
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+
+from pybuild.values import dataclass
 
 from .database import Database, Row, storable
 from .digest import Digest

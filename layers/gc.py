@@ -14,8 +14,9 @@ import itertools
 import shutil
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass, replace
 from pathlib import Path
+
+from pybuild.values import dataclass, replace
 
 from .database import StoreBusy
 from .digest import Digest
@@ -80,25 +81,27 @@ class Collector:
 
     def __init__(self, store: Store) -> None:
         self._store = store
-        self._mount_sizes: dict[str, tuple[int, int]] = {}
+        self._sizes: dict[Path, tuple[float, int]] = {}
 
     def usage(self) -> Usage:
         """What the store holds, by image and by row of the cache."""
-        sizes = self._measure_mounts()
+        sizes = self._measure()
         with self._store.leases.exclusive():
-            survey = take_survey(self._store, horizon=self._store.leases.horizon(), mount_sizes=sizes)
+            survey = take_survey(self._store, horizon=self._store.leases.horizon(), sizes=sizes)
         return usage_of(survey)
 
-    def _measure_mounts(self) -> dict[str, int]:
-        """Sizes of the cache mounts; one that wasn't used since it was measured is not measured again."""
-        sizes: dict[str, tuple[int, int]] = {}
-        for mount in self._store.cache_mounts.list():
-            known = self._mount_sizes.get(mount.id)
-            if known is None or known[0] != mount.uses:
-                known = (mount.uses, tree_size(mount.directory))
-            sizes[mount.id] = known
-        self._mount_sizes = sizes
-        return {id: size for id, (_, size) in sizes.items()}
+    def _measure(self) -> dict[Path, int]:
+        """Sizes of cache mounts and kept sources; one that wasn't used since it was measured is not measured again."""
+        found: dict[Path, tuple[float, int]] = {}
+        uses = [(mount.directory, mount.last_used) for mount in self._store.cache_mounts.list()]
+        uses += [(source.path, source.last_used) for source in self._store.kept_sources.list()]
+        for path, last_used in uses:
+            known = self._sizes.get(path)
+            if known is None or known[0] != last_used:
+                known = (last_used, tree_size(path))
+            found[path] = known
+        self._sizes = found
+        return {path: size for path, (_, size) in found.items()}
 
     def collect(self) -> int:
         """Remove what nothing refers to: after images were removed, or builds were killed. Returns the bytes freed."""
@@ -130,9 +133,9 @@ class Collector:
                 continue
             if in_use is not None and in_use(image) is not None:
                 continue
-            images.discard(image.descriptor.digest)
-            untagged += image.names
-            deleted.append(image.id())
+            if images.discard(image):
+                untagged += image.names
+                deleted.append(image.id())
         return ImagePruneReport(tuple(untagged), tuple(deleted), self.collect())
 
     def enforce(self, max_used_bytes: int) -> int:
@@ -146,11 +149,11 @@ class Collector:
         dry_run: bool,
         everything: bool = False,
     ) -> PruneReport:
-        sizes = self._measure_mounts()
+        sizes = self._measure()
         with ExitStack() as stack:
             trash = None if dry_run else stack.enter_context(self._store.active.make())
             with self._store.leases.exclusive():
-                survey = take_survey(self._store, horizon=self._store.leases.horizon(), mount_sizes=sizes)
+                survey = take_survey(self._store, horizon=self._store.leases.horizon(), sizes=sizes)
                 rows = rows_of(survey)
                 plan = _Plan(survey, choose(survey, rows), everything=everything)
                 if trash is not None:
@@ -179,7 +182,7 @@ class Collector:
                 policy.keep_duration_seconds
                 and now - max(row.last_used or 0.0, row.created) < policy.keep_duration_seconds
             )
-            and (not policy.filters or any(each.matches(row) for each in policy.filters))
+            and (not policy.filters or any(each.matches(row, now=now) for each in policy.filters))
         ]
         if keep is None:
             return candidates
@@ -253,6 +256,13 @@ class Collector:
                     if free:
                         self._store.cache_mounts.forget(mount.directory.name)
                         mount.directory.rename(trash / f"mount-{mount.directory.name}")
+        chosen = {row.id for row in plan.chosen}
+        for source, _, _ in survey.kept:
+            if source.id in chosen:
+                with self._store.kept_sources.claim(source) as free, suppress(FileNotFoundError):
+                    if free:
+                        source.path.rename(trash / f"kept-{source.id}")
+        self._store.kept_sources.tidy()
 
 
 def _takes_all(policy: PrunePolicy) -> bool:
@@ -313,6 +323,7 @@ class _Plan:
             sum(survey.blobs[digest][0] for digest in self.dead_blobs)
             + sum(unpacked_sizes[diff_id] for diff_id in self.dead_layers)
             + sum(row.size for row in chosen if row.type is UsageType.CACHE_MOUNT)
+            + sum(size for source, size, _ in survey.kept if source.id in {row.id for row in chosen})
         )
 
     def removes(self, row: CacheUsage) -> bool:

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 from pybuild.errors import PybuildError
+from pybuild.values import dataclass, field, replace
 
 from .descriptor import (
     INDEX_TYPES,

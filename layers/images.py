@@ -12,10 +12,10 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from pybuild.errors import PybuildError
+from pybuild.values import dataclass, field, replace
 
 from .blobs import BlobStore
 from .database import Database, Row
@@ -376,10 +376,15 @@ class Images:
             self._drop_image(connection, image.descriptor.digest)
             return Removal(untagged=tuple(going), deleted=(image.id(),))
 
-    def discard(self, digest: Digest) -> None:
-        """Forget an image with all its names, unconditionally; idempotent."""
+    def discard(self, image: StoredImage) -> bool:
+        """Forget an image with all its names, unless it has got others meanwhile. Returns whether it is gone; idempotent."""
+        digest = image.descriptor.digest
         with self._database.transaction() as connection:
+            names = self._database.query("SELECT name FROM tag WHERE image = ?", (str(digest),))
+            if not {name for (name,) in names} <= set(image.names):
+                return False
             self._drop_image(connection, digest)
+        return True
 
     def _drop_names(self, connection: sqlite3.Connection, names: Sequence[str]) -> None:
         connection.executemany("DELETE FROM tag WHERE name = ?", [(name,) for name in names])

@@ -7,9 +7,10 @@ their directories.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from contextlib import nullcontext
 
 from pybuild.errors import PybuildError
+from pybuild.values import dataclass
 
 from .blobs import BlobStore
 from .database import Database, Row, storable
@@ -56,17 +57,19 @@ class LayerIndex:
     def register(self, layer: Layer, *, description: str = "", blob: LayerBlob | None = None) -> None:
         """Remember a layer and the blob that holds it: ``blob``, or the uncompressed tar that is stored under the diff ID if there is
         one. ``description``: what made it, for people. Idempotent."""
-        if blob is None and self._blobs.touch(layer.diff_id):
-            blob = LayerBlob(layer.diff_id, layer.size, OCI_LAYER, "uncompressed")
-        now = self._clock()
-        with self._database.transaction() as connection:
-            connection.execute(
-                "INSERT INTO layer VALUES (?, ?, ?, ?, ?) ON CONFLICT (diff_id) DO UPDATE SET"
-                " description = CASE WHEN description = '' THEN excluded.description ELSE description END",
-                (str(layer.diff_id), layer.size, int(layer.empty), storable(description), now),
-            )
-            if blob is not None:
-                self._insert(layer.diff_id, blob, now)
+        # gc may be forgetting this very layer, whose bytes were lost or just went.
+        with nullcontext() if self._database.is_writing else self._leases.shared():
+            if blob is None and self._blobs.touch(layer.diff_id):
+                blob = LayerBlob(layer.diff_id, layer.size, OCI_LAYER, "uncompressed")
+            now = self._clock()
+            with self._database.transaction() as connection:
+                connection.execute(
+                    "INSERT INTO layer VALUES (?, ?, ?, ?, ?) ON CONFLICT (diff_id) DO UPDATE SET"
+                    " description = CASE WHEN description = '' THEN excluded.description ELSE description END",
+                    (str(layer.diff_id), layer.size, int(layer.empty), storable(description), now),
+                )
+                if blob is not None:
+                    self._insert(layer.diff_id, blob, now)
 
     def add_blob(
         self,
@@ -79,7 +82,7 @@ class LayerIndex:
         level: int | None = None,
     ) -> None:
         """Remember a further blob of a registered layer. Idempotent. Raises LayerNotFound."""
-        with self._database.transaction():
+        with nullcontext() if self._database.is_writing else self._leases.shared(), self._database.transaction():
             if self.get(diff_id) is None:
                 raise LayerNotFound(diff_id)
             self._insert(diff_id, LayerBlob(digest, size, media_type, compression, level), self._clock())

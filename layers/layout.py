@@ -19,11 +19,11 @@ import io
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import BinaryIO, Final
 
 from pybuild.errors import PybuildError
+from pybuild.values import dataclass, field, replace
 
 from .blobs import BlobCorrupt, BlobNotFound, BlobStore
 from .descriptor import INDEX_TYPES, MANIFEST_TYPES, Descriptor

@@ -34,6 +34,7 @@ class Leases:
         self._guard = threading.Lock()
         self._active = 0
         self._epoch = 0
+        self._held = threading.local()
 
     @property
     def epoch(self) -> int | None:
@@ -71,9 +72,16 @@ class Leases:
 
     @contextmanager
     def shared(self) -> Iterator[None]:
-        """Keep gc from deciding or deleting; for a moment only."""
-        with lock_file(self._gc, mode=LockMode.SHARED):
+        """Keep gc from deciding or deleting; for a moment only, and taken before the database's write lock if both are needed."""
+        if getattr(self._held, "shared", False):
             yield
+            return
+        with lock_file(self._gc, mode=LockMode.SHARED):
+            self._held.shared = True
+            try:
+                yield
+            finally:
+                self._held.shared = False
 
     @contextmanager
     def exclusive(self) -> Iterator[None]:

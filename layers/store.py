@@ -8,6 +8,7 @@ content: its parts do.
     blobs/ ingest/              content by digest (blobs.py)
     layers/ active/             unpacked layers, and layers being made
     cache-mounts/               contents of RUN --mount=type=cache
+    remotes/                    what was fetched from elsewhere (kept_sources.py)
     locks/                      files that are only ever locked
 
 ``Store.open`` works for any number of processes at once.
@@ -17,7 +18,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import cached_property
 from pathlib import Path
 from types import TracebackType
@@ -32,6 +33,7 @@ from .cache_mounts import CacheMounts
 from .database import Database, StoreTooNew
 from .facts import Facts
 from .images import Images
+from .kept_sources import KeptSources
 from .layer_index import LayerIndex
 from .leases import Leases
 from .stat_index import StatIndex
@@ -56,19 +58,16 @@ class StoreUnusable(PybuildError):
 class Store:
     """An open store; a context manager that closes its database. ``root`` is made if it is missing."""
 
-    def __init__(
-        self, root: Path, *, clock: Callable[[], float], remove_tree: Callable[[Path], None] | None = None
-    ) -> None:
-        """``clock``: seconds since the epoch; ``remove_tree``: how a directory of the store is removed, by default with this process's own
-        rights. Raises StoreUnusable, StoreTooNew."""
+    def __init__(self, root: Path, *, clock: Callable[[], float]) -> None:
+        """``clock``: seconds since the epoch. Raises StoreUnusable, StoreTooNew."""
         self.root = root
         self.clock = clock
         self.locks = root / "locks"
         self._prepare()
         self.database = Database(root / "pybuild.db", lock=self.locks / "database")
-        self.blobs = BlobStore(root, clock=clock)
         self.leases = Leases(self.locks, clock=clock)
-        self.active = ActiveDirectories(root / "active", leases=self.leases, remove_tree=remove_tree or _remove_tree)
+        self.blobs = BlobStore(root, clock=clock, guard=self.guard)
+        self.active = ActiveDirectories(root / "active", leases=self.leases)
         self.sweep()
 
     @cached_property
@@ -91,6 +90,10 @@ class Store:
     @cached_property
     def cache_mounts(self) -> CacheMounts:
         return CacheMounts(self.database, self.root / "cache-mounts", locks=self.locks, clock=self.clock)
+
+    @cached_property
+    def kept_sources(self) -> KeptSources:
+        return KeptSources(self.root / "remotes")
 
     @cached_property
     def facts(self) -> Facts:
@@ -120,6 +123,10 @@ class Store:
             finally:
                 if "cache" in self.__dict__:
                     self.cache.flush()
+
+    def guard(self) -> AbstractContextManager[None]:
+        """Keeps gc away for a moment; nothing within a database transaction, where waiting for gc would be a deadlock."""
+        return nullcontext() if self.database.is_writing else self.leases.shared()
 
     def sweep(self) -> None:
         """Remove what dead processes left in ``ingest/`` and ``active/``."""
@@ -178,23 +185,3 @@ class Store:
         except OSError as error:
             raise_if_full(error, self.root)
             raise StoreUnusable(self.root, reason=os.strerror(error.errno or 0)) from error
-
-
-def _remove_tree(path: Path) -> None:
-    """Remove a tree, directories without permissions too. In an ordinary user's store it can fail on files of subordinate users."""
-    import shutil
-
-    def unlock(function: object, name: str, error: object) -> None:
-        for directory in (os.path.dirname(name), name):
-            if os.path.isdir(directory) and not os.path.islink(directory):
-                with suppress(OSError):
-                    os.chmod(directory, 0o700)
-        if os.path.isdir(name) and not os.path.islink(name):
-            shutil.rmtree(name, ignore_errors=True)
-        else:
-            with suppress(OSError):
-                os.unlink(name)
-
-    shutil.rmtree(path, onerror=unlock)
-    if path.is_dir():
-        shutil.rmtree(path, ignore_errors=True)

@@ -16,11 +16,11 @@ import re
 import urllib.parse
 import zlib
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
 from struct import Struct
 from typing import Final, Protocol
 
 from pybuild.errors import PybuildError
+from pybuild.values import dataclass, replace
 
 from .entries import Kind
 

@@ -21,11 +21,11 @@ import re
 import threading
 import zlib
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
 from struct import Struct
 from typing import Final, TypeAlias, assert_never
 
 from pybuild.errors import PybuildError
+from pybuild.values import dataclass, replace
 
 from .digest import Digest
 from .entries import Kind, LayerEntry

@@ -15,10 +15,10 @@ import os
 import stat
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
 from typing import BinaryIO, Final
 
 from pybuild.errors import PybuildError
+from pybuild.values import replace
 
 from .entries import Kind, LayerEntry
 from .views import FileView, Node

@@ -14,11 +14,11 @@ import errno
 import os
 import stat
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 from pybuild.errors import PybuildError
+from pybuild.values import dataclass
 
 from .blobs import raise_if_full
 from .entries import Kind

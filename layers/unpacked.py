@@ -44,6 +44,13 @@ _STACKED_LAYERS: Final = (
 _INDEXED_LAYERS: Final = 64
 
 
+def _distinct(paths: Sequence[str]) -> tuple[str, ...]:
+    """``paths`` (lowest first) without what changes nothing, as overlayfs refuses a directory that comes twice: of equal layers the
+    topmost shows all that a lower one could, and whatever hides that in between is below it."""
+    last = {path: position for position, path in enumerate(paths)}
+    return tuple(path for position, path in enumerate(paths) if last[path] == position)
+
+
 class WrongDiffId(PybuildError):
     """A layer's content is not what the image configuration says."""
 
@@ -255,7 +262,7 @@ class UnpackedLayers:
             ]
             parts = [*merged, *parts[count * _BLOCK_LAYERS :]]
             level += 1
-        return tuple(path for path, _ in parts)
+        return _distinct([path for path, _ in parts])
 
     def _merged(self, paths: list[str], chain_id: Digest, level: int) -> str:
         part = f"merged-{level}"

@@ -11,12 +11,12 @@ import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pybuild.errors import UsageError
+from pybuild.values import dataclass, field
 
 from .blobs import BlobCorrupt, BlobNotFound, BlobTooLarge
 from .cache_mounts import CacheMountRecord
@@ -25,6 +25,7 @@ from .digest import Digest, InvalidDigest
 from .facts import Fact
 from .image import Index, InvalidImage, Manifest, chain_ids, media_type_of
 from .images import MANIFEST_LIMIT_BYTES, StoredImage
+from .kept_sources import KeptSource
 
 if TYPE_CHECKING:
     from .store import Store
@@ -36,6 +37,7 @@ class UsageType(Enum):
     REGULAR = "regular"
     CACHE_MOUNT = "exec.cachemount"
     SOURCE = "source.local"
+    GIT = "source.git.checkout"
     INTERNAL = "internal"
 
 
@@ -95,32 +97,39 @@ class InvalidFilter(UsageError):
     def __init__(self, text: str, *, reason: str) -> None:
         super().__init__(
             f"invalid filter {text!r}: {reason}",
-            hint="filters are id, parents, description, type, inuse, shared, private, mutable or immutable, with ==, != or ~=",
+            hint="filters are id, parents, description, type, inuse, shared, private, mutable, immutable (with ==, != or ~=) and until",
         )
         self.text = text
 
 
 _TERM = re.compile(r"\s*([A-Za-z-]+)\s*(?:(==|!=|~=|=)(.*))?\Z", re.DOTALL)
+_DURATION = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|d|w)")
+_SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0, "w": 7 * 86400.0}
 _FLAGS = {"inuse", "shared", "private", "mutable", "immutable"}
 
 
 @dataclass(frozen=True, slots=True)
 class UsageFilter:
     """A condition on rows: every term must hold. Text as BuildKit has it: ``type==regular,description~=apt``; a flag alone means that it
-    is true."""
+    is true; ``until=24h`` or ``unused-for=24h``: not used for so long."""
 
     terms: tuple[tuple[str, str, str], ...]
+    unused_for_seconds: float = 0.0
 
     @classmethod
     def parse(cls, text: str) -> UsageFilter:
         """Raises InvalidFilter."""
         terms: list[tuple[str, str, str]] = []
+        unused_for = 0.0
         for part in text.split(","):
             match = _TERM.match(part)
             if match is None:
                 raise InvalidFilter(text, reason=f"{part!r} is no condition")
             name, operator, value = match[1].lower(), match[2] or "", (match[3] or "").strip()
             name = {"parent": "parents", "in-use": "inuse"}.get(name, name)
+            if name in ("until", "unused-for"):
+                unused_for = max(unused_for, _seconds(value, text))
+                continue
             if name in _FLAGS:
                 if value not in ("", "1", "0", "true", "false"):
                     raise InvalidFilter(text, reason=f"{name} is true or false")
@@ -139,11 +148,20 @@ class UsageFilter:
                 except re.error as error:
                     raise InvalidFilter(text, reason=str(error)) from error
             terms.append((name, "==" if operator == "=" else operator, value))
-        return cls(tuple(terms))
+        return cls(tuple(terms), unused_for)
 
-    def matches(self, row: CacheUsage) -> bool:
-        """True if every term holds of the row."""
+    def matches(self, row: CacheUsage, *, now: float | None = None) -> bool:
+        """True if every term holds of the row at the time ``now``; without it only what has no time in it counts."""
+        if now is not None and now - max(row.last_used or 0.0, row.created) < self.unused_for_seconds:
+            return False
         return all(_holds(row, name, operator, value) for name, operator, value in self.terms)
+
+
+def _seconds(value: str, text: str) -> float:
+    """A duration as Go writes it (``1h30m``), with days and weeks too."""
+    if not value or _DURATION.sub("", value):
+        raise InvalidFilter(text, reason=f"{value!r} is no duration")
+    return sum(float(number) * _SECONDS[unit] for number, unit in _DURATION.findall(value))
 
 
 def _holds(row: CacheUsage, name: str, operator: str, value: str) -> bool:
@@ -204,14 +222,15 @@ class LayerRow:
 
 @dataclass(slots=True)
 class Survey:
-    """Everything in a store at one moment. ``images``, ``facts``: each with all the blobs that it names or that these name; ``mounts``:
-    each with its size and whether it is in use."""
+    """Everything in a store at one moment. ``images``, ``facts``: each with all the blobs that it names or that these name; ``mounts``,
+    ``kept``: each with its size and whether it is in use."""
 
     images: list[tuple[StoredImage, frozenset[Digest]]]
     records: list[RecordRow]
     facts: list[tuple[Fact, frozenset[Digest]]]
     layers: dict[str, LayerRow]
     mounts: list[tuple[CacheMountRecord, int, bool]]
+    kept: list[tuple[KeptSource, int, bool]]
     blobs: dict[Digest, tuple[int, float]]
     unpacked: dict[str, float]
     horizon: float | None
@@ -221,9 +240,14 @@ class Survey:
         return self.horizon is not None and touched >= self.horizon
 
 
-def take_survey(store: Store, *, horizon: float | None, mount_sizes: Mapping[str, int]) -> Survey:
-    """Look at everything. ``horizon``: of ``Leases.horizon``; ``mount_sizes``: of cache mounts by id, which take a walk to find.
+def take_survey(store: Store, *, horizon: float | None, sizes: Mapping[Path, int]) -> Survey:
+    """Look at everything. ``horizon``: of ``Leases.horizon``; ``sizes``: of cache mounts and kept sources, which take a walk to find.
     Costs a stat per blob and unpacked layer, and reads each manifest."""
+    with store.database.reading():
+        return _survey(store, horizon, sizes)
+
+
+def _survey(store: Store, horizon: float | None, sizes: Mapping[Path, int]) -> Survey:
     blobs: dict[Digest, tuple[int, float]] = {}
     for digest in store.blobs:
         with suppress(FileNotFoundError):
@@ -262,8 +286,12 @@ def take_survey(store: Store, *, horizon: float | None, mount_sizes: Mapping[str
     mounts: list[tuple[CacheMountRecord, int, bool]] = []
     for mount in store.cache_mounts.list():
         with store.cache_mounts.claim(mount.directory.name) as free:
-            mounts.append((mount, mount_sizes.get(mount.id, 0), not free))
-    return Survey(images, records, facts, layers, mounts, blobs, unpacked, horizon)
+            mounts.append((mount, sizes.get(mount.directory, 0), not free))
+    kept: list[tuple[KeptSource, int, bool]] = []
+    for source in store.kept_sources.list():
+        used = horizon is not None and source.last_used >= horizon
+        kept.append((source, sizes.get(source.path, 0), used or store.kept_sources.is_used(source)))
+    return Survey(images, records, facts, layers, mounts, kept, blobs, unpacked, horizon)
 
 
 def _stacks(
@@ -395,6 +423,7 @@ def rows_of(survey: Survey) -> list[CacheUsage]:
             )
         )
     rows += _mount_rows(survey)
+    rows += _kept_rows(survey)
     held: set[Digest] = set()
     held.update(*(blobs for _, blobs in survey.images), *(layer.blobs for layer in survey.layers.values()))
     rows += _fact_rows(survey, held)
@@ -415,6 +444,19 @@ def _mount_rows(survey: Survey) -> Iterator[CacheUsage]:
             created=mount.created,
             last_used=mount.last_used,
             usage_count=mount.uses,
+        )
+
+
+def _kept_rows(survey: Survey) -> Iterator[CacheUsage]:
+    for source, size, in_use in survey.kept:
+        yield CacheUsage(
+            id=source.id,
+            type=UsageType.GIT if source.kind == "git" else UsageType.SOURCE,
+            size=size,
+            description=f"{source.kind} {source.group}",
+            in_use=in_use,
+            created=source.last_used,
+            last_used=source.last_used,
         )
 
 

@@ -7,8 +7,9 @@ the view's root, ``/``-separated, without a leading slash; ``""`` is the root; t
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import BinaryIO, Protocol
+
+from pybuild.values import dataclass
 
 from .entries import Kind
 

@@ -13,9 +13,10 @@ from __future__ import annotations
 import errno
 import os
 import threading
-from dataclasses import dataclass
 from enum import Enum
 from typing import Final
+
+from pybuild.values import dataclass
 
 CAPABILITY: Final = "security.capability"
 OWNER: Final = "user.pybuild.owner"

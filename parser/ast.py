@@ -6,7 +6,7 @@ lives in ``expand.py``. Names follow the Dockerfile reference.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from pybuild.values import dataclass
 
 
 @dataclass(frozen=True, slots=True, order=True)

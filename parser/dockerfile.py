@@ -7,8 +7,9 @@ Never reads files, never resolves anything.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
 from typing import TypeAlias, TypeVar, overload
+
+from pybuild.values import dataclass
 
 from .ast import Arg, Directive, Flag, Heredoc, Instruction, KeyValue, Mount, Span, Stage, Word
 from .lines import Blank, Comment, ParseWarning

@@ -13,10 +13,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
 from functools import lru_cache
 
 from pybuild.errors import PybuildError
+from pybuild.values import dataclass, field
 
 from .ignore_patterns import CompiledPattern, Tail, TailKind, compile_pattern
 from .patterns import BadPattern, clean_path

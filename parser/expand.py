@@ -12,9 +12,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
 from functools import lru_cache
 from typing import TypeAlias
+
+from pybuild.values import dataclass
 
 from . import patterns_in_variables as glob
 from .ast import Span, Word

@@ -7,8 +7,9 @@ that ``ignore_patterns.py`` generates. Reference: Go's ``regexp/syntax``.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 from enum import Enum
+
+from pybuild.values import dataclass
 
 from .patterns import BadPattern
 

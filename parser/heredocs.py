@@ -6,7 +6,8 @@ Owns only the recognition (``<<EOF`` as a word of its own, outside of quotes); b
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+
+from pybuild.values import dataclass
 
 from .go_text import SPACE
 

@@ -11,8 +11,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
 from enum import Enum
+
+from pybuild.values import dataclass
 
 from .go_regexp import STAR, Atom, AtomKind, parse_go_expression
 from .patterns import BadPattern, compile_match

@@ -7,7 +7,8 @@ asks for the bodies of the here-documents that an instruction opens.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+
+from pybuild.values import dataclass
 
 from .ast import Directive, Span
 from .errors import DockerfileSyntaxError

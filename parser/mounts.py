@@ -7,9 +7,9 @@ lowering checks the same rules on expanded values (``validate``).
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from pybuild.errors import PybuildError
+from pybuild.values import dataclass
 
 from .go_text import parse_bool, parse_size, parse_unsigned, quote
 from .suggest import closest, did_you_mean

@@ -7,8 +7,9 @@ the source of truth.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import fields
 from typing import TypeAlias
+
+from pybuild.values import fields
 
 from .ast import (
     Directive,

@@ -7,9 +7,9 @@ Never expands anything. A value that doesn't fit raises ``ValueProblem`` in Buil
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 
 from pybuild.errors import PybuildError
+from pybuild.values import dataclass
 
 from .go_text import parse_signed, parse_unsigned, quote
 

@@ -6,8 +6,9 @@ Owns the syntax of words. Never knows a variable's value, nor what an instructio
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 from typing import TypeAlias
+
+from pybuild.values import dataclass
 
 _DEPTH_LIMIT = 100
 

@@ -10,9 +10,10 @@ import base64
 import json
 import threading
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
 from typing import Final
 from urllib.parse import urlencode, urlsplit
+
+from pybuild.values import dataclass, field
 
 from .challenges import Challenge, parse_challenges
 from .credentials import Credential, Credentials

@@ -9,10 +9,10 @@ Reads Docker's layout of ``certs.d``; never writes and never connects.
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from pybuild.errors import PybuildError
+from pybuild.values import dataclass
 
 from .settings import RegistrySettings
 

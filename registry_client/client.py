@@ -10,7 +10,6 @@ import json
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
 from typing import Final, TypeVar
 from urllib.parse import parse_qsl, quote, urljoin, urlsplit
 
@@ -27,6 +26,7 @@ from pybuild.layers.descriptor import (
 )
 from pybuild.layers.digest import Digest, InvalidDigest
 from pybuild.layers.image import Index, InvalidImage, json_object, media_type_of
+from pybuild.values import dataclass, field
 
 from .auth import Authenticator, LoginFailed
 from .credentials import Credentials, DockerConfig, NoCredentials

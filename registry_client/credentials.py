@@ -19,11 +19,11 @@ import re
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from typing import Any, Final, Protocol
 from urllib.parse import urlsplit
 
 from pybuild.errors import PybuildError
+from pybuild.values import dataclass, field
 
 from .redaction import printable
 from .references import DEFAULT_HOST

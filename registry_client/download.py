@@ -22,7 +22,6 @@ import unicodedata
 import zlib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass
 from email.message import Message
 from email.utils import parsedate_to_datetime
 from pathlib import Path
@@ -32,6 +31,7 @@ from urllib.parse import unquote, urlsplit
 from pybuild.errors import PybuildError
 from pybuild.layers.digest import CHUNK_BYTES, Digest
 from pybuild.layers.locks import lock_file
+from pybuild.values import asdict, dataclass
 
 from .redaction import redact_url
 from .transport import AnswerTooLarge, ConnectionFailed, Request, Response, Transport

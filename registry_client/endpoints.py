@@ -6,8 +6,9 @@ Never interprets what the API answers.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
 from urllib.parse import urlencode, urljoin, urlsplit
+
+from pybuild.values import dataclass
 
 from .auth import Authenticator
 from .credentials import normal_host

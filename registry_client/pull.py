@@ -9,7 +9,6 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Final
 
@@ -17,6 +16,7 @@ from pybuild.layers.blobs import BlobCorrupt
 from pybuild.layers.descriptor import INDEX_TYPES, Descriptor, Platform
 from pybuild.layers.digest import Digest
 from pybuild.layers.image import ImageConfig, Index, Manifest
+from pybuild.values import dataclass, field, replace
 
 from .client import (
     ContentMismatch,

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
 from functools import partial
 from typing import BinaryIO, Final
 
@@ -23,6 +22,7 @@ from pybuild.layers.descriptor import (
 )
 from pybuild.layers.digest import Digest
 from pybuild.layers.image import Index, Manifest
+from pybuild.values import dataclass, replace
 
 from .client import MANIFEST_BYTES, ContentMismatch, RegistryClient, Repository, checked_media_type, referrers_tag
 from .references import Reference

@@ -15,11 +15,11 @@ The grammar is the one of the distribution project's ``reference`` package, whic
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, replace
 from typing import Final
 
 from pybuild.errors import PybuildError
 from pybuild.layers.digest import Digest, InvalidDigest
+from pybuild.values import dataclass, replace
 
 DEFAULT_HOST: Final = "docker.io"
 DEFAULT_NAMESPACE: Final = "library"

@@ -19,11 +19,11 @@ from __future__ import annotations
 
 import ipaddress
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from typing import Final
 from urllib.parse import urlsplit
 
 from pybuild.errors import PybuildError
+from pybuild.values import dataclass, field
 
 from .references import DEFAULT_HOST
 

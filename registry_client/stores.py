@@ -7,11 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
 from typing import BinaryIO, Protocol
 
 from pybuild.layers.descriptor import Descriptor
 from pybuild.layers.digest import Digest
+from pybuild.values import dataclass
 
 
 class BlobSource(Protocol):

@@ -5,12 +5,12 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
-from dataclasses import dataclass
 from enum import Enum
 from typing import TypeVar
 
 from pybuild.errors import Cancelled
 from pybuild.layers.digest import Digest
+from pybuild.values import dataclass
 
 T = TypeVar("T")
 

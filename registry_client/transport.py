@@ -20,11 +20,11 @@ import random
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final, Protocol
 from urllib.parse import urljoin, urlsplit
 
 from pybuild.errors import PybuildError
+from pybuild.values import dataclass, field
 
 from .redaction import redact_url
 from .retry import retry_after_seconds

@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from enum import Enum
 from typing import BinaryIO, Final
 from urllib.parse import quote, urlsplit
 
 from pybuild.layers.descriptor import Descriptor
 from pybuild.layers.digest import Digest
+from pybuild.values import dataclass
 
 from .client import Repository
 from .stores import BlobSource

@@ -15,13 +15,13 @@ from typing import BinaryIO
 import pytest
 
 from pybuild.builder.archives import BadArchive
-from pybuild.builder.content import BaseNotFound, SourceNotFound
 from pybuild.builder.contexts_local import LocalContext
 from pybuild.builder.copy import plan_copy, plan_make
 from pybuild.builder.copy_spool import Spool
 from pybuild.builder.copy_tree import MADE_NS, CannotReplace, NotADirectory
 from pybuild.builder.graph import FileCopy, FileMake, InlineFile, Unpack
 from pybuild.builder.owners import InvalidUser
+from pybuild.builder.selection import BaseNotFound, SourceNotFound
 from pybuild.layers.entries import Kind, LayerEntry
 from pybuild.layers.views import FileView, Node
 

@@ -18,7 +18,7 @@ sys.path.append(str(Path(__file__).parents[1] / "fakes"))
 
 from solver_fakes import MemoryCache, MemorySnapshots  # found by the line above
 
-from pybuild.builder.content import ContentReader, DigestRules, select_copy, select_path
+from pybuild.builder.content import ContentReader, DigestRules
 from pybuild.builder.contexts_local import LocalContext
 from pybuild.builder.graph import (
     BindMount,
@@ -37,6 +37,7 @@ from pybuild.builder.graph import (
     Unpack,
 )
 from pybuild.builder.keys import EPOCH, content_key, definition_key, plain, stack_identity
+from pybuild.builder.selection import select_copy, select_path
 from pybuild.layers.descriptor import Platform
 from pybuild.layers.digest import Digest
 

@@ -22,6 +22,7 @@ from pybuild.layers.entries import CacheRecord, Layer
 from pybuild.layers.gc import Collector, PrunePolicy
 from pybuild.layers.image import ImageConfig, Manifest, chain_ids
 from pybuild.layers.images import Use
+from pybuild.layers.locks import LockMode, lock_file
 from pybuild.layers.store import Store
 from pybuild.layers.usage import CacheUsage, InvalidFilter, UsageFilter, UsageType
 
@@ -113,6 +114,14 @@ def everything(store: Store) -> None:
     with store.cache_mounts.use("/root/.cache") as path:
         (path / "a" / "b").mkdir(parents=True)
         (path / "a" / "file").write_bytes(bytes(10_000))
+    for name in ("git/repositories/00aa", "git/trees/00bb"):
+        (store.root / "remotes" / name / "deep").mkdir(parents=True)
+        (store.root / "remotes" / f"{name}.lock").touch()
+    (store.root / "remotes" / "http" / "files").mkdir(parents=True)
+    (store.root / "remotes" / "http" / "files" / "sha256-00").write_bytes(bytes(5000))
+    (store.root / "remotes" / "http" / "urls").mkdir()
+    (store.root / "remotes" / "http" / "urls" / "00cc.json").write_text("{}")
+    (store.root / "remotes" / "http" / "urls" / "00cc.lock").touch()
     store.cache.remember_file_digests([("/f", (1, 2), 3, 4, 5, Digest.of(b"x"))])
 
 
@@ -195,7 +204,7 @@ def test_usage_says_what_is_shared_and_what_made_it(store: Store, collector: Col
     assert mount.mutable
     assert mount.size >= 10_000
     assert "/root/.cache" in mount.description
-    source = next(row for row in usage.cache if row.type is UsageType.SOURCE)
+    source = next(row for row in usage.cache if row.type is UsageType.SOURCE and row.description.endswith("x/"))
     assert (source.description, source.size) == ("http http://x/", 4)
     internal = next(row for row in usage.cache if row.type is UsageType.INTERNAL)
     assert internal.size == 5
@@ -248,6 +257,9 @@ def test_a_use_makes_a_record_young_again(store: Store, collector: Collector, cl
     report = collector.prune(PrunePolicy(keep_duration_seconds=500))
     assert [row.id for row in report.removed] == [second.hex]
     assert store.cache.get("first") is not None
+    for text, removed in (("until=24h", 0), ("unused-for=1h30m", 0), ("until=1ms", 1)):
+        clock.now += 1
+        assert len(collector.prune(PrunePolicy(all=True, filters=(UsageFilter.parse(text),))).removed) == removed, text
 
 
 def test_without_all_internal_and_shared_rows_stay(store: Store, collector: Collector) -> None:
@@ -292,7 +304,9 @@ def test_filters_hold(text: str, matches: bool) -> None:
     assert UsageFilter.parse(text).matches(row) == matches
 
 
-@pytest.mark.parametrize("text", ["", "nonsense==1", "type", "inuse==perhaps", "description~=(", "shared~=x", "a b"])
+@pytest.mark.parametrize(
+    "text", ["", "until=soon", "until", "nonsense==1", "type", "inuse==perhaps", "description~=(", "shared~=x", "a b"]
+)
 def test_bad_filters_are_refused(text: str) -> None:
     with pytest.raises(InvalidFilter):
         UsageFilter.parse(text)
@@ -321,6 +335,26 @@ def test_images_are_pruned_by_name_and_use(store: Store, collector: Collector) -
     assert report.untagged == (X,)
     assert collector.prune_images(all=True, match=lambda image: False).deleted == ()
     assert store.images.get(Y).platforms[0].diff_ids == (layers[2],)
+
+
+def test_a_kept_source_in_use_stays(store: Store, collector: Collector) -> None:
+    everything(store)
+    repository = store.root / "remotes" / "git" / "repositories" / "00aa"
+    with lock_file(repository.with_name("00aa.lock"), mode=LockMode.SHARED):
+        kept = {row.description: row for row in collector.usage().cache if row.type is UsageType.GIT}
+        assert kept["git repositories"].in_use
+        assert not kept["git trees"].in_use
+        collector.prune(ALL)
+        assert [path.name for path in (store.root / "remotes").rglob("*")] == [
+            "git",
+            "repositories",
+            "00aa",
+            "00aa.lock",
+            "deep",
+        ]
+    report = collector.prune(PrunePolicy(filters=(UsageFilter.parse("type=source.git.checkout"),)))
+    assert report.freed_bytes > 0
+    assert not (store.root / "remotes").exists()
 
 
 # --- beside running work ----------------------------------------------------------------------------------------------

@@ -312,9 +312,8 @@ def request_from(options: argparse.Namespace, variables: Mapping[str, str]) -> B
 
 
 def _pushing(outputs: list[Output]) -> list[Output]:
-    from dataclasses import replace
-
     from pybuild.builder.outputs import Output, OutputType
+    from pybuild.values import replace
 
     if not outputs:
         return [Output(type=OutputType.REGISTRY, push=True)]

@@ -8,11 +8,11 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pybuild.errors import UsageError
+from pybuild.values import dataclass
 
 if TYPE_CHECKING:
     from pybuild.daemon.engine import Engine

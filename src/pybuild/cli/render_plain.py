@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import threading
-from dataclasses import dataclass, field
 from typing import TextIO
 
 from pybuild.builder.progress import BuildWarning, Event, StepDone, StepLog, StepProgress, StepStarted
+from pybuild.values import dataclass, field
 
 
 def human_bytes(count: float) -> str:

@@ -10,10 +10,10 @@ import re
 import threading
 import time
 from collections import deque
-from dataclasses import dataclass, field
 from typing import TextIO
 
 from pybuild.builder.progress import BuildWarning, Event, StepDone, StepLog, StepProgress, StepStarted
+from pybuild.values import dataclass, field
 
 from .render_plain import human_bytes
 
