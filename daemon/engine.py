@@ -160,12 +160,11 @@ class Engine:
 
         from .image_keeper import CacheRecipes, StoreKeeper, StoreLayers
         from .image_source import StoreImageSource
-        from .remotes import RemoteFetcher
+        from .remotes_on_demand import RemotesOnDemand
 
-        remotes = RemoteFetcher(
+        remotes = RemotesOnDemand(
             self.store.root / "remotes",
-            self.registries.client.transport,
-            wall_clock=time.time,
+            self.registries,
             secrets={
                 secret.id: _value(secret)
                 for secret in request.secrets

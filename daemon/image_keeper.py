@@ -1,6 +1,6 @@
 """What the exporters write to: the store, registries, archives. Satisfies the builder's ``ImageKeeper``, ``LayerExports`` and ``LayerTimes``.
 
-Decides nothing about names, media types or compressions.
+Decides nothing about names, media types or compressions. What only some exports need is imported by them: most builds just keep an image.
 """
 
 from __future__ import annotations
@@ -14,12 +14,9 @@ from pybuild.builder.progress import Progress, StepProgress
 from pybuild.layers.compression import Compression
 from pybuild.layers.descriptor import Descriptor
 from pybuild.layers.digest import Digest
-from pybuild.layers.docker_archive import write_docker_archive
 from pybuild.layers.entries import LayerEntry
 from pybuild.layers.layer_compressor import LayerCompressor
 from pybuild.layers.layer_index import LayerNotFound
-from pybuild.layers.layout import ExportedImage, write_layout_directory, write_layout_tar
-from pybuild.layers.tar_write import write_tar
 
 if TYPE_CHECKING:
     from pybuild.layers.cache_index import CacheIndex
@@ -123,16 +120,25 @@ class StoreKeeper:
 
     def write_oci_archive(self, out: BinaryIO, descriptor: Descriptor, names: Sequence[str]) -> None:
         """See ImageKeeper."""
+        from pybuild.layers.layout import ExportedImage, write_layout_tar
+
         write_layout_tar([ExportedImage(descriptor, tuple(names))], out, blobs=self._engine.store.blobs)
 
     def write_docker_archive(self, out: BinaryIO, descriptor: Descriptor, names: Sequence[str]) -> None:
         """See ImageKeeper."""
+        from pybuild.layers.docker_archive import write_docker_archive
+        from pybuild.layers.layout import ExportedImage
+
         write_docker_archive([ExportedImage(descriptor, tuple(names))], out, blobs=self._engine.store.blobs)
 
     def write_oci_layout(self, directory: Path, descriptor: Descriptor, names: Sequence[str]) -> None:
         """See ImageKeeper."""
+        from pybuild.layers.layout import ExportedImage, write_layout_directory
+
         write_layout_directory([ExportedImage(descriptor, tuple(names))], directory, blobs=self._engine.store.blobs)
 
     def write_tar(self, out: BinaryIO, entries: Sequence[LayerEntry]) -> None:
         """See ImageKeeper."""
+        from pybuild.layers.tar_write import write_tar
+
         write_tar(entries, out.write)

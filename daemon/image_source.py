@@ -1,7 +1,8 @@
 """Finds images for FROM and COPY --from: the local store first, then what was resolved before, then registries and mirrors; and
 images in OCI layout directories. Pulls layers when a step needs their files.
 
-Satisfies ``builder.protocols.ImageSource``. Names nothing in the store: a base image doesn't become a local image by being built on.
+Satisfies ``builder.protocols.ImageSource``. Names nothing in the store: a base image doesn't become a local image by being built on. A build
+whose bases are here imports neither the registry client nor the layouts.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import json
 import threading
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from pybuild.builder.platforms import normalize_platform
 from pybuild.builder.protocols import ResolvedImage
@@ -20,13 +22,14 @@ from pybuild.layers.image import ImageConfig, Manifest
 from pybuild.layers.images import MANIFEST_LIMIT_BYTES, StoredPlatform
 from pybuild.layers.snapshots import SnapshotStore
 from pybuild.layers.store import Store
-from pybuild.registry_client.pull import PulledManifest, pull_layers, resolve
 from pybuild.registry_client.references import Reference
-from pybuild.registry_client.transfers import Transfer
 
-from .layer_sink import LayerReceiver
-from .layouts import LayoutImages
 from .registries import Registries
+
+if TYPE_CHECKING:
+    from pybuild.registry_client.transfers import Transfer
+
+    from .layer_sink import LayerReceiver
 
 _FACT = "resolve"
 _LAYOUT = "oci-layout://"
@@ -49,13 +52,13 @@ class StoreImageSource:
         self._snapshots = snapshots
         self._registries = registries
         self._cancel = cancel
-        self._layouts = LayoutImages(store)
-        self._receiver = LayerReceiver(store, snapshots)
 
     def resolve(self, reference: str, *, platform: Platform, pull: bool) -> ResolvedImage:
         """Resolve a canonical reference or ``oci-layout://DIRECTORY[:TAG][@DIGEST]``. Raises PybuildError."""
         if reference.startswith(_LAYOUT):
-            return self._layouts.resolve(reference.removeprefix(_LAYOUT), platform=platform)
+            from .layouts import LayoutImages
+
+            return LayoutImages(self._store).resolve(reference.removeprefix(_LAYOUT), platform=platform)
         if not pull:
             found = self._local(reference, platform) or self._remembered(reference, platform)
             if found is not None:
@@ -66,11 +69,16 @@ class StoreImageSource:
         """Have every layer's bytes in the store, ready to be stacked."""
         if self._snapshots.has(image.config.diff_ids):
             return
+        from .layer_sink import LayerReceiver
+
+        receiver = LayerReceiver(self._store, self._snapshots)
         if image.reference.startswith(_LAYOUT):
-            self._layouts.bring_layers(image)
+            from .layouts import LayoutImages
+
+            LayoutImages(self._store).bring_layers(image)
         else:
-            self._pull(image, on_progress)
-        self._receiver.adopt(image.config.diff_ids, image.layers)
+            self._pull(image, receiver, on_progress)
+        receiver.adopt(image.config.diff_ids, image.layers)
 
     # --- finding -----------------------------------------------------------------------------------------------------
 
@@ -117,6 +125,8 @@ class StoreImageSource:
         return ResolvedImage(reference, descriptor, index, config, manifest.layers)
 
     def _from_registry(self, reference: str, platform: Platform) -> ResolvedImage:
+        from pybuild.registry_client.pull import resolve
+
         parsed = Reference.parse(reference)
         blobs = self._store.blobs
 
@@ -146,7 +156,11 @@ class StoreImageSource:
 
     # --- pulling -----------------------------------------------------------------------------------------------------
 
-    def _pull(self, image: ResolvedImage, on_progress: Callable[[str, int, int], None]) -> None:
+    def _pull(
+        self, image: ResolvedImage, receiver: LayerReceiver, on_progress: Callable[[str, int, int], None]
+    ) -> None:
+        from pybuild.registry_client.pull import PulledManifest, pull_layers
+
         data = self._store.blobs.read(image.manifest.digest, limit_bytes=MANIFEST_LIMIT_BYTES)
         manifest = Manifest.from_bytes(data)
         config = self._store.blobs.read(manifest.config.digest, limit_bytes=MANIFEST_LIMIT_BYTES)
@@ -162,6 +176,6 @@ class StoreImageSource:
             self._store.blobs,
             image=pulled,
             on_progress=report,
-            layer_sink=self._receiver.sink,
+            layer_sink=receiver.sink,
             cancel=self._cancel,
         )

@@ -5,13 +5,13 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
-
-from pybuild.registry_client.client import RegistryClient
-from pybuild.registry_client.credentials import Credentials, DockerConfig
-from pybuild.registry_client.settings import NetworkSettings, Proxies, RegistrySettings
-from pybuild.registry_client.transport import Transport
+from typing import TYPE_CHECKING
 
 from .settings import Settings
+
+if TYPE_CHECKING:
+    from pybuild.registry_client.client import RegistryClient
+    from pybuild.registry_client.credentials import Credentials, DockerConfig
 
 _CERTS_D = ("/etc/docker/certs.d", "/etc/containers/certs.d")
 
@@ -31,13 +31,23 @@ class Registries:
     ) -> None:
         """``docker_config``: the directory of Docker's config.json; ``variables``: proxies and what credential helpers get."""
         self._settings = settings
-        self.config = DockerConfig(str(docker_config / "config.json"), environment=variables)
+        self._config_file = str(docker_config / "config.json")
+        self._config: DockerConfig | None = None
         self._variables = variables
         self._user_agent = user_agent
         self._log = log
         self._offline = offline
         self._lock = threading.Lock()
         self._client: RegistryClient | None = None
+
+    @property
+    def config(self) -> DockerConfig:
+        """Docker's configuration with its credentials."""
+        if self._config is None:
+            from pybuild.registry_client.credentials import DockerConfig
+
+            self._config = DockerConfig(self._config_file, environment=self._variables)
+        return self._config
 
     @property
     def client(self) -> RegistryClient:
@@ -48,6 +58,10 @@ class Registries:
 
     def with_credentials(self, credentials: Credentials) -> RegistryClient:
         """A client of its own, to be closed by the caller."""
+        from pybuild.registry_client.client import RegistryClient
+        from pybuild.registry_client.settings import NetworkSettings, Proxies, RegistrySettings
+        from pybuild.registry_client.transport import Transport
+
         transport = Transport(
             RegistrySettings.from_tables(self._settings.registry, certs_d=_CERTS_D),
             NetworkSettings(
