@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pybuild.builder.check_fixes import fix
-from pybuild.builder.checks import CheckOptions, check
+from pybuild.builder.checks import CheckOptions, check_file
 from pybuild.errors import PybuildError
 from pybuild.layers.descriptor import Platform
 from pybuild.layers.image import ImageConfig
@@ -138,9 +138,8 @@ def test_fixes_keep_the_meaning_and_need_no_second_round(body: list[str]) -> Non
     after = fixed(text)
     assert meaning(after) == before
     assert fixed(after) == after
-    left = {
-        warning.rule for warning in check(parse(after), options=CheckOptions(platform=AMD64, base_config=plain_base))
-    }
+    options = CheckOptions(platform=AMD64, base_config=plain_base)
+    left = {warning.rule for warning in check_file(after, filename="Dockerfile", options=options).warnings}
     assert not left & {
         "ConsistentInstructionCasing",
         "FromAsCasing",
