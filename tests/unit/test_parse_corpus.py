@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import json
-from dataclasses import fields
 from pathlib import Path
 
 import pytest
@@ -62,10 +61,10 @@ def show_instruction(instruction: ast.Instruction, *, indent: str) -> str:
         f"{indent}  --{flag.name}{'' if flag.value is None else '=' + flag.value} @{place(flag.span)}"
         for flag in instruction.flags
     ]
-    for field in fields(instruction):
-        value = getattr(instruction, field.name)
-        if field.name not in COMMON and value != field.default:
-            rows.append(f"{indent}  {field.name}: {show(value)}")
+    for name, field in type(instruction).__dataclass_fields__.items():
+        value = getattr(instruction, name)
+        if name not in COMMON and value != field.default:
+            rows.append(f"{indent}  {name}: {show(value)}")
     return "\n".join(rows)
 
 

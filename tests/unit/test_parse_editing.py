@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 
 import pytest
@@ -137,7 +136,7 @@ def test_an_edit_that_breaks_the_file_is_refused(dockerfile: Dockerfile) -> None
 
 
 def test_the_tree_can_not_be_changed_in_place(dockerfile: Dockerfile) -> None:
-    with pytest.raises(dataclasses.FrozenInstanceError):
+    with pytest.raises(AttributeError):
         dockerfile.escape = "`"  # type: ignore[misc]  # that it is refused is the point
     assert hash(dockerfile.instructions[0]) == hash(parse(TEXT).instructions[0])
     assert dockerfile == parse(TEXT)
