@@ -64,11 +64,6 @@ class CacheMounts:
         with try_lock_file(self._locks / f"mount-{name}", transient=True) as free:
             yield free
 
-    def forget(self, name: str) -> None:
-        """Forget the cache mount whose directory has this name; the directory is the caller's to remove."""
-        with self._database.transaction() as connection:
-            connection.execute("DELETE FROM cache_mount WHERE directory = ?", (name,))
-
     def list(self) -> tuple[CacheMountRecord, ...]:
         """All cache mounts, by id."""
         rows = self._database.query("SELECT id, directory, created, last_used, uses FROM cache_mount ORDER BY id")

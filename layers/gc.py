@@ -3,9 +3,9 @@
 Owns deciding and deleting. Never takes what an image, a cache record that stays, or running work needs (see leases.py); never decides
 about containers: who calls says which images they use.
 
-Everything is decided and unlinked while ``locks/gc`` is held exclusively: first the rows in one transaction, then the
-files, so that a kill in between leaves only files that the next collection finds. Trees are renamed into ``active/`` first and removed
-after the lock is released.
+Everything is decided and unlinked while ``locks/gc`` is held exclusively: first the files, then the rows in one transaction. A kill
+in between leaves cache records without layers, which count as misses, and a full disk has room for the transaction. Trees are
+renamed into ``active/`` and removed after the lock is released.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from pathlib import Path
 
 from pybuild.values import dataclass, replace
 
+from .blobs import StoreFull
 from .database import StoreBusy
 from .digest import Digest
 from .facts import Fact
@@ -149,6 +150,17 @@ class Collector:
         dry_run: bool,
         everything: bool = False,
     ) -> PruneReport:
+        try:
+            return self._run_once(choose, dry_run=dry_run, everything=everything)
+        except StoreFull:
+            if dry_run:
+                raise
+            # The files are gone by now, so there is room for the database to forget them.
+            return self._run_once(choose, dry_run=dry_run, everything=everything)
+
+    def _run_once(
+        self, choose: Callable[[Survey, list[CacheUsage]], list[CacheUsage]], *, dry_run: bool, everything: bool
+    ) -> PruneReport:
         sizes = self._measure()
         with ExitStack() as stack:
             trash = None if dry_run else stack.enter_context(self._store.active.make())
@@ -157,8 +169,8 @@ class Collector:
                 rows = rows_of(survey)
                 plan = _Plan(survey, choose(survey, rows), everything=everything)
                 if trash is not None:
-                    self._forget(survey, plan, everything=everything)
-                    self._unlink(survey, plan, trash)
+                    mounts = self._unlink(survey, plan, trash)
+                    self._forget(survey, plan, mounts=mounts, everything=everything)
             if not dry_run:
                 now = self._store.clock()
                 self._store.blobs.sweep(partial_older_than=now + 1.0 if everything else now - PARTIAL_SECONDS)
@@ -213,7 +225,7 @@ class Collector:
 
     # --- doing --------------------------------------------------------------------------------------------------------
 
-    def _forget(self, survey: Survey, plan: _Plan, *, everything: bool) -> None:
+    def _forget(self, survey: Survey, plan: _Plan, *, mounts: Sequence[str], everything: bool) -> None:
         now = self._store.clock()
         with self._store.database.transaction() as connection:
             connection.executemany(
@@ -227,6 +239,7 @@ class Collector:
                 "DELETE FROM cache_evicted WHERE key NOT IN (SELECT key FROM cache_evicted ORDER BY time DESC LIMIT ?)",
                 (_EVICTED_KEPT,),
             )
+            connection.executemany("DELETE FROM cache_mount WHERE directory = ?", [(name,) for name in mounts])
             connection.executemany("DELETE FROM layer WHERE diff_id = ?", [(diff_id,) for diff_id in plan.dead_layers])
             connection.executemany(
                 "DELETE FROM layer_blob WHERE digest = ?",
@@ -243,19 +256,22 @@ class Collector:
                 if count > _FILE_DIGESTS_KEPT:
                     connection.execute("DELETE FROM file_digest")
 
-    def _unlink(self, survey: Survey, plan: _Plan, trash: Path) -> None:
+    def _unlink(self, survey: Survey, plan: _Plan, trash: Path) -> list[str]:
+        """Take away files and directories. Returns the names of the cache mounts that are gone."""
         for digest in plan.dead_blobs:
             self._store.blobs.delete(digest)
         for name in plan.dead_unpacked:
             with suppress(FileNotFoundError):
                 (self._store.root / "layers" / name).rename(trash / f"layer-{name}")
         mounts = {row.id for row in plan.chosen if row.type is UsageType.CACHE_MOUNT}
-        for mount, _, _ in survey.mounts:
-            if mount.directory.name in mounts:
-                with self._store.cache_mounts.claim(mount.directory.name) as free, suppress(FileNotFoundError):
+        gone: list[str] = []
+        for name in (mount.directory.name for mount, _, _ in survey.mounts):
+            if name in mounts:
+                with self._store.cache_mounts.claim(name) as free:
                     if free:
-                        self._store.cache_mounts.forget(mount.directory.name)
-                        mount.directory.rename(trash / f"mount-{mount.directory.name}")
+                        with suppress(FileNotFoundError):
+                            (self._store.root / "cache-mounts" / name).rename(trash / f"mount-{name}")
+                        gone.append(name)
         chosen = {row.id for row in plan.chosen}
         for source, _, _ in survey.kept:
             if source.id in chosen:
@@ -263,6 +279,7 @@ class Collector:
                     if free:
                         source.path.rename(trash / f"kept-{source.id}")
         self._store.kept_sources.tidy()
+        return gone
 
 
 def _takes_all(policy: PrunePolicy) -> bool:
