@@ -449,7 +449,8 @@ def test_all_platforms_or_one_of_an_index(setup: Setup, store: BlobStore, tmp_pa
     result = pulled(setup, store)
     assert result.descriptor == Descriptor(OCI_INDEX, index.digest, index.size)
     assert [image.descriptor.digest for image in result.manifests] == [setup.descriptor.digest]
-    assert store.has(index.digest) and not store.has(arm.digest)
+    assert store.has(index.digest)
+    assert not store.has(arm.digest)
     everything = BlobStore(tmp_path / "all")
     with client_for() as client:
         reference = Reference.parse(f"{setup.registry.host}/{NAME}:1")
@@ -474,7 +475,8 @@ def test_entries_without_a_platform_are_judged_by_their_configuration(setup: Set
 def test_resolve_reads_manifest_and_configuration_only(setup: Setup) -> None:
     with client_for() as client:
         found = resolve(client, Reference.parse(f"{setup.registry.host}/{NAME}:1"), AMD64)
-        assert found.image.config is not None and len(found.image.config.diff_ids) == 2
+        assert found.image.config is not None
+        assert len(found.image.config.diff_ids) == 2
         assert len(setup.registry.seen) == 2
         setup.registry.seen.clear()
         resolve(
@@ -493,7 +495,8 @@ def test_too_many_requests_waits_as_long_as_the_registry_says(setup: Setup, stor
     setup.registry.on("GET", "/manifests/", refuse(429, "TOOMANYREQUESTS", Retry_After="7"), times=2)
     sleeps: list[float] = []
     pulled(setup, store, client_for(sleeps=sleeps))
-    assert len(sleeps) == 2 and all(7 <= pause <= 8 for pause in sleeps)
+    assert len(sleeps) == 2
+    assert all(7 <= pause <= 8 for pause in sleeps)
 
 
 def test_an_absurd_wait_is_refused(setup: Setup, store: BlobStore) -> None:
@@ -501,7 +504,8 @@ def test_an_absurd_wait_is_refused(setup: Setup, store: BlobStore) -> None:
     sleeps: list[float] = []
     with pytest.raises(RateLimited, match="slow down") as caught:
         pulled(setup, store, client_for(sleeps=sleeps))
-    assert sleeps == [] and "86400 seconds" in (caught.value.hint or "")
+    assert sleeps == []
+    assert "86400 seconds" in (caught.value.hint or "")
 
 
 def test_passing_server_errors_are_tried_again_with_growing_pauses(setup: Setup, store: BlobStore) -> None:
@@ -511,7 +515,8 @@ def test_passing_server_errors_are_tried_again_with_growing_pauses(setup: Setup,
     sleeps: list[float] = []
     pulled(setup, store, client_for(sleeps=sleeps))
     whole(setup, store)
-    assert len(sleeps) == 5 and max(sleeps) < 2
+    assert len(sleeps) == 5
+    assert max(sleeps) < 2
 
 
 def test_lasting_server_errors_are_told_in_the_registrys_words(setup: Setup, store: BlobStore) -> None:

@@ -11,7 +11,7 @@ from pybuild.registry_client.platforms import choose
 
 def _platform(text: str) -> Platform:
     text, _, version = text.partition("@")
-    os, architecture, variant = (text.split("/") + [""])[:3]
+    os, architecture, variant = ([*text.split("/"), ""])[:3]
     return Platform(os, architecture, variant, version)
 
 

@@ -154,7 +154,8 @@ def test_errors_of_registries_are_read_in_all_their_forms() -> None:
 @given(st.binary(max_size=200))
 def test_any_error_body_is_read_without_an_error(body: bytes) -> None:
     codes, detail = error_detail(body)
-    assert detail.isprintable() and all(code.isprintable() for code in codes)
+    assert detail.isprintable()
+    assert all(code.isprintable() for code in codes)
 
 
 def test_an_origin_is_scheme_host_and_port() -> None:
