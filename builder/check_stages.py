@@ -110,7 +110,7 @@ class StageChecks:
                     message = f"Relative workdir {quote(path)} can have unexpected results if the base image changes"
                     self._findings.add("WorkdirRelativePath", message, instruction)
             case Cmd() | Entrypoint():
-                if isinstance(instruction.command, ShellForm) and facts.shell is False:
+                if isinstance(instruction.command, ShellForm) and not facts.shell:
                     message = (
                         f"JSON arguments recommended for {instruction.keyword} to prevent unintended behavior related to OS "
                         "signals"

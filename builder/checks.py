@@ -7,6 +7,7 @@ since people and tools match them. Changes nothing (``check_fixes.py``) and show
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 
 from pybuild.errors import PybuildError
 from pybuild.layers.descriptor import Platform
@@ -78,6 +79,24 @@ def check(dockerfile: Dockerfile, *, options: CheckOptions) -> tuple[BuildWarnin
     with: ``check_file`` gives what was found until then."""
     report = Findings(CheckSettings.of(dockerfile, options.build_args), lowered=options.lowered)
     _run(dockerfile, options, report)
+    return report.warnings
+
+
+def findings_of_build(dockerfile: Dockerfile, *, options: CheckOptions) -> tuple[BuildWarning, ...]:
+    """What a build tells before it lowers ``dockerfile``: as ``check``, but what is wrong with the file is left to lowering to say. Raises
+    InvalidCheckOptions."""
+    report = Findings(CheckSettings.of(dockerfile, options.build_args), lowered=options.lowered)
+    with suppress(DockerfileError):
+        _run(dockerfile, options, report)
+    return report.warnings
+
+
+def findings_before(error: DockerfileSyntaxError, *, build_args: Mapping[str, str]) -> tuple[BuildWarning, ...]:
+    """What can be told about the part of a file before the error that ended its parsing. Raises InvalidCheckOptions."""
+    if error.partial is None:
+        return ()
+    report = Findings(CheckSettings.of(error.partial, build_args), lowered=True)
+    FileChecks(error.partial, report).while_parsing()
     return report.warnings
 
 

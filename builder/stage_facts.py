@@ -28,13 +28,13 @@ BaseConfig = Callable[[str, Platform], ImageConfig | None]
 @dataclass(slots=True)
 class StageFacts:
     """Mutable. ``env``: variables with their values; ``arguments``: ARGs declared, None without a value; ``complete``: False if the base
-    image's variables aren't known; ``shell``: whether SHELL is set, None if that isn't known; ``base``: the base image's
+    image's variables aren't known; ``shell``: whether SHELL is set, as far as is known; ``base``: the base image's
     configuration."""
 
     env: dict[str, str] = field(default_factory=dict)
     arguments: dict[str, str | None] = field(default_factory=dict)
     complete: bool = True
-    shell: bool | None = False
+    shell: bool = False
     workdir_set: bool = False
     base: ImageConfig | None = None
 
@@ -133,7 +133,7 @@ class StageWalk:
     def _from_image(self, node: StageNode) -> StageFacts:
         config = self._base_config(node.base_name, node.platform or self.platform)
         if config is None:
-            return StageFacts({"PATH": DEFAULT_PATH}, complete=False, shell=None)
+            return StageFacts({"PATH": DEFAULT_PATH}, complete=False)
         env = dict(text.partition("=")[::2] for text in config.env)
         env.setdefault("PATH", DEFAULT_PATH)
         facts = StageFacts(env, shell=bool(config.shell), base=config)

@@ -13,11 +13,19 @@ from hypothesis import strategies as st
 
 from pybuild.builder.check_report import error_text, result_json, warnings_text
 from pybuild.builder.check_rules import RULES, CheckSettings, InvalidCheckOptions
-from pybuild.builder.checks import CheckOptions, CheckResult, check, check_file
+from pybuild.builder.checks import (
+    CheckOptions,
+    CheckResult,
+    check,
+    check_file,
+    findings_before,
+    findings_of_build,
+)
 from pybuild.layers.descriptor import Platform
 from pybuild.layers.digest import Digest
 from pybuild.layers.image import ImageConfig
 from pybuild.parser.dockerignore import IgnoreMatcher
+from pybuild.parser.errors import DockerfileSyntaxError
 from pybuild.parser.parse import parse
 
 AMD64 = Platform(os="linux", architecture="amd64")
@@ -368,7 +376,7 @@ def test_unknown_base_images_may_define_any_variable() -> None:
         return None
 
     text = "FROM busybox\nCOPY $foo .\nCMD x\n"
-    assert found(text, base_config=unknown) == []
+    assert [rule for rule, _, _ in found(text, base_config=unknown)] == ["JSONArgsRecommended"]
     assert [rule for rule, _, _ in found(text)] == ["UndefinedVar", "JSONArgsRecommended"]
 
 
@@ -491,6 +499,25 @@ def test_a_failing_FROM_is_told_after_its_finding() -> None:
     ]
     assert result.error is not None
     assert result.error.message == "empty platform value from expression $BULIDPLATFORM (did you mean BUILDPLATFORM?)"
+
+
+def test_a_build_tells_what_it_finds_and_leaves_errors_to_lowering() -> None:
+    options = CheckOptions(platform=AMD64, all_stages=False, lowered=False)
+    broken = parse("FROM scratch as a\nCMD x\nFROM --platform=$nothing a\n")
+    assert [warning.rule for warning in findings_of_build(broken, options=options)] == ["FromAsCasing"]
+    with pytest.raises(InvalidCheckOptions):
+        findings_of_build(parse("# check=what\nFROM scratch\n"), options=options)
+
+
+def test_a_syntax_error_brings_the_findings_before_it() -> None:
+    with pytest.raises(DockerfileSyntaxError) as caught:
+        parse("FROM scratch AS A\nMAINTAINER me\nBAD\nMAINTAINER me\n")
+    found_before = findings_before(caught.value, build_args={})
+    assert [(warning.rule, warning.lines) for warning in found_before] == [
+        ("StageNameCasing", (1, 1)),
+        ("MaintainerDeprecated", (2, 2)),
+    ]
+    assert findings_before(caught.value, build_args={"BUILDKIT_DOCKERFILE_CHECK": "skip=all"}) == ()
 
 
 def test_check_of_a_parsed_file_gives_the_findings() -> None:
