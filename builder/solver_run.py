@@ -27,8 +27,8 @@ from .keys import stack_identity
 from .progress import BuildWarning, Progress, StepDone, StepProgress, StepStarted
 from .protocols import Executor, RemoteSources, ResolvedImage, Snapshots
 from .protocols import ImageSource as Images
-from .selection import Selection, check_unchanged
-from .solver_steps import Step, StepFailed, StepMaker, source_input, take
+from .selection import Selection, SourceNotFound, check_unchanged
+from .solver_steps import Step, StepFailed, StepMaker, source_input, take, why_missing
 
 Output = Callable[[int, bytes], None]
 
@@ -66,7 +66,7 @@ class StepRunner:
         self._resolved = {image.config.diff_ids: image for image in resolved}
         self._remotes = remotes
         self._maker = maker
-        self._reader = reader
+        self.reader = reader
         self._settings = settings
         self._progress = progress
         self._clock = clock
@@ -316,7 +316,11 @@ class StepInputs:
             return source.recipe.key  # made from the checksum or the commit: nothing need be there to know it
         is_root = position == 0 and not (isinstance(step.op, FileCopy) and step.op.link)
         if not is_root and not isinstance(source.op, Scratch):
-            selection, content = take(self.runner._reader, self.view(position), step.op, position, literal=False)
+            try:
+                selection, content = take(self.runner.reader, self.view(position), step.op, position, literal=False)
+            except SourceNotFound as error:
+                tree = source.vertex.note.stage or source.vertex.note.title
+                raise error.inside(tree, hint=why_missing(self.view(position), error.path)) from error
             if selection is not None:
                 self.selections[position] = selection
             if content is not None:

@@ -6,6 +6,7 @@ Runs nothing and looks nothing up.
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -13,20 +14,21 @@ from concurrent.futures import ThreadPoolExecutor
 from pybuild.errors import Cancelled, PybuildError
 from pybuild.layers.digest import Digest
 from pybuild.layers.views import FileView
+from pybuild.parser.suggest import closest
 from pybuild.values import dataclass, field, replace
 
 from .content import ContentDigest, ContentReader, DigestRules
+from .contexts_local import LocalContext
+from .copy_paths import join
 from .graph import (
     BindMount,
     CacheMount,
     ContextSource,
     Exec,
     FileCopy,
-    FileMake,
     GitSource,
     HttpSource,
     ImageSource,
-    Merge,
     Op,
     Scratch,
     Vertex,
@@ -38,6 +40,7 @@ from .selection import Selection, SourceNotFound, select_copy, select_path
 from .why import recorded_recipe
 
 _PARALLEL_DOWNLOADS = 8
+_METADATA_BYTES = 32
 
 
 class StepFailed(PybuildError):
@@ -236,6 +239,10 @@ class StepMaker:
             selection, content = take(self._reader, view, op, position, literal=False)
         except Cancelled:
             raise
+        except SourceNotFound as missing:
+            failure = missing.inside(source.op.name, hint=why_missing(view, missing.path))
+            transfer.end(failure.message)
+            raise StepFailed(vertex, failure) from missing
         except PybuildError as error:
             transfer.end(error.message)
             raise StepFailed(vertex, error) from error
@@ -243,7 +250,7 @@ class StepMaker:
             selections[position] = selection
         if content is not None:
             contents[position] = content
-            transfer.add(source, content.read_bytes)
+            transfer.add(source, content)
 
     # --- downloads -------------------------------------------------------------------------------------------------------
 
@@ -303,15 +310,16 @@ def take(
             return None, None
 
 
-def needs_files(step: Step, position: int) -> bool:
-    """True if running ``step`` looks into the files of its input ``position``, beyond their digests."""
-    match step.op:
-        case Merge():
-            return False
-        case FileCopy() | Exec() | FileMake():
-            return True
-        case _:
-            return False
+def why_missing(view: FileView, path: str) -> str | None:
+    """What may be the cause that ``path`` is not in ``view``: an ignore rule, or a typing error."""
+    wanted = path.strip("/")
+    if isinstance(view, LocalContext) and view.ignore is not None and os.path.lexists(f"{view.root}/{wanted}"):
+        rule = view.ignore.explain(wanted)
+        which = "" if rule is None else f" by {rule[0]!r}" + ("" if rule[1] is None else f" in line {rule[1]}")
+        return f"{path} exists, but .dockerignore excludes it{which}"
+    directory, _, name = wanted.rpartition("/")
+    near = closest(name, [other for other, _ in view.children(directory)])
+    return None if near is None else f"did you mean {'/' + join(directory, near)}?"
 
 
 class _Transfers:
@@ -329,8 +337,9 @@ class _Transfers:
         note = source.vertex.note
         self._progress.emit(StepStarted(source.key, note.title, self._clock(), (), note.lines))
 
-    def add(self, source: Step, read_bytes: int) -> None:
-        self._read[source.key] += read_bytes
+    def add(self, source: Step, content: ContentDigest) -> None:
+        # What is known already is not read again: then only names and metadata come over.
+        self._read[source.key] += content.read_bytes + content.total * _METADATA_BYTES
 
     def end(self, error: str | None = None) -> None:
         now = self._clock()
