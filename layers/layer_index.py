@@ -7,7 +7,6 @@ their directories.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
 
 from pybuild.errors import PybuildError
 from pybuild.values import dataclass
@@ -58,7 +57,7 @@ class LayerIndex:
         """Remember a layer and the blob that holds it: ``blob``, or the uncompressed tar that is stored under the diff ID if there is
         one. ``description``: what made it, for people. Idempotent."""
         # gc may be forgetting this very layer, whose bytes were lost or just went.
-        with nullcontext() if self._database.is_writing else self._leases.shared():
+        with self._leases.shared():
             if blob is None and self._blobs.touch(layer.diff_id):
                 blob = LayerBlob(layer.diff_id, layer.size, OCI_LAYER, "uncompressed")
             now = self._clock()
@@ -82,7 +81,7 @@ class LayerIndex:
         level: int | None = None,
     ) -> None:
         """Remember a further blob of a registered layer. Idempotent. Raises LayerNotFound."""
-        with nullcontext() if self._database.is_writing else self._leases.shared(), self._database.transaction():
+        with self._leases.shared(), self._database.transaction():
             if self.get(diff_id) is None:
                 raise LayerNotFound(diff_id)
             self._insert(diff_id, LayerBlob(digest, size, media_type, compression, level), self._clock())

@@ -25,9 +25,13 @@ _SERIAL = itertools.count()
 
 
 class Leases:
-    """The leases of the store whose lock files are in ``directory``; ``clock`` gives seconds since the epoch."""
+    """The leases of the store whose lock files are in ``directory``."""
 
-    def __init__(self, directory: Path, *, clock: Callable[[], float]) -> None:
+    def __init__(
+        self, directory: Path, *, clock: Callable[[], float], is_writing: Callable[[], bool] = lambda: False
+    ) -> None:
+        """``clock``: seconds since the epoch; ``is_writing``: true while this thread holds the database's write lock, which gc needs too: to
+        wait for gc then would be a deadlock."""
         self._directory = directory
         self._gc = directory / "gc"
         self._clock = clock
@@ -35,6 +39,7 @@ class Leases:
         self._active = 0
         self._epoch = 0
         self._held = threading.local()
+        self._is_writing = is_writing
 
     @property
     def epoch(self) -> int | None:
@@ -72,8 +77,9 @@ class Leases:
 
     @contextmanager
     def shared(self) -> Iterator[None]:
-        """Keep gc from deciding or deleting; for a moment only, and taken before the database's write lock if both are needed."""
-        if getattr(self._held, "shared", False):
+        """Keep gc from deciding or deleting; for a moment only. To be taken before the database's write lock if both are needed: it does
+        nothing after that."""
+        if getattr(self._held, "shared", False) or self._is_writing():
             yield
             return
         with lock_file(self._gc, mode=LockMode.SHARED):

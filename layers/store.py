@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 from types import TracebackType
@@ -65,8 +65,8 @@ class Store:
         self.locks = root / "locks"
         self._prepare()
         self.database = Database(root / "pybuild.db", lock=self.locks / "database")
-        self.leases = Leases(self.locks, clock=clock)
-        self.blobs = BlobStore(root, clock=clock, guard=self.guard)
+        self.leases = Leases(self.locks, clock=clock, is_writing=lambda: self.database.is_writing)
+        self.blobs = BlobStore(root, clock=clock, guard=self.leases.shared)
         self.active = ActiveDirectories(root / "active", leases=self.leases)
         self.sweep()
 
@@ -123,10 +123,6 @@ class Store:
             finally:
                 if "cache" in self.__dict__:
                     self.cache.flush()
-
-    def guard(self) -> AbstractContextManager[None]:
-        """Keeps gc away for a moment; nothing within a database transaction, where waiting for gc would be a deadlock."""
-        return nullcontext() if self.database.is_writing else self.leases.shared()
 
     def sweep(self) -> None:
         """Remove what dead processes left in ``ingest/`` and ``active/``."""

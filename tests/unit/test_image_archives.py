@@ -692,7 +692,7 @@ def try_loading(archive: bytes) -> None:
 
 
 @given(data=st.data())
-@settings(deadline=None, max_examples=80)
+@settings(deadline=None, max_examples=50)
 def test_archives_with_changed_bytes_never_crash(archives: list[bytes], data: st.DataObject) -> None:
     archive = bytearray(data.draw(st.sampled_from(archives)))
     for _ in range(data.draw(st.integers(1, 4))):
@@ -722,7 +722,7 @@ def _mutate(value: object, data: st.DataObject) -> object:
 
 
 @given(data=st.data())
-@settings(deadline=None, max_examples=120)
+@settings(deadline=None, max_examples=70)
 def test_archives_with_strange_documents_never_crash(archives: list[bytes], data: st.DataObject) -> None:
     files = members(data.draw(st.sampled_from(archives[:3])))
     documents = [name for name, content in files.items() if content[:1] in (b"{", b"[")]

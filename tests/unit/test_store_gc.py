@@ -486,6 +486,24 @@ def test_builds_and_collections_at_once_never_lose_what_a_build_uses(tmp_path: P
         assert files(store) == []
 
 
+def test_work_within_a_transaction_does_not_wait_for_a_collection(store: Store) -> None:
+    layer = make_layer(store, b"layer")
+    store.database.query("SELECT 1")
+    done = threading.Event()
+
+    def work() -> None:
+        with store.database.transaction():
+            store.layers.register(Layer(layer, 5), description="again")
+            assert store.layers.present((layer,))
+        done.set()
+
+    with store.leases.exclusive():
+        thread = threading.Thread(target=work)
+        thread.start()
+        assert done.wait(20), "a deadlock: gc will want the database's write lock"
+    thread.join()
+
+
 def test_a_lease_waits_for_a_collection_that_decides(store: Store) -> None:
     order: list[str] = []
 
