@@ -11,11 +11,9 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shutil
-import tempfile
 from collections.abc import Iterator
 from enum import Enum
-from typing import BinaryIO, Final, Protocol
+from typing import TYPE_CHECKING, BinaryIO, Final, Protocol
 
 from pybuild.errors import PybuildError, UsageError
 from pybuild.layers.digest import Digest
@@ -24,11 +22,13 @@ from pybuild.layers.views import FileView
 from pybuild.parser.dockerignore import IgnoreMatcher
 from pybuild.values import dataclass
 
-from .contexts_archive import HEADER_BYTES, ByteReader, Joined, is_archive, read_up_to, unpack_archive
 from .contexts_local import LocalContext
 from .contexts_named import IGNORE_FILE, read_ignore_file
 from .git_reference import GitReference, parse_git_reference
 from .protocols import HttpFile, RemoteSources
+
+if TYPE_CHECKING:
+    from .contexts_archive import ByteReader
 
 DEFAULT_DOCKERFILE: Final = "Dockerfile"
 _LINKS: Final = 40
@@ -224,6 +224,9 @@ class _Opener:
             raise UsageError("invalid argument: can't use stdin for both build context and dockerfile")
         if self._stdin is None:
             raise UsageError("the build context is to come from standard input, but there is none")
+        # Imported here, as tarfile costs more than opening a directory does.
+        from .contexts_archive import HEADER_BYTES, Joined, is_archive, read_up_to, unpack_archive
+
         header = read_up_to(self._stdin, HEADER_BYTES)
         if not header:
             raise ContextNotFound("-", "has nothing in it: standard input is empty")
@@ -270,6 +273,8 @@ class _Opener:
         )
 
     def _http(self, url: str) -> OpenedContext:
+        from .contexts_archive import HEADER_BYTES, is_archive, unpack_archive
+
         file = self._remotes.http(url, checksum=None)
         root = self._make_directory()
         with open(file.path, "rb") as stream:
@@ -292,6 +297,8 @@ class _Opener:
 
     def _http_dockerfile(self, file: HttpFile, root: str) -> OpenedContext:
         """The one file is the Dockerfile and, as in the reference, the whole context under the name ``context``."""
+        import shutil
+
         target = os.path.join(root, "context")
         shutil.copyfile(file.path, target)
         os.chmod(target, 0o600)
@@ -352,6 +359,8 @@ class _Opener:
         raise DockerfileNotFound(name, f"{name} in the build context")
 
     def _make_directory(self) -> str:
+        import tempfile
+
         path = tempfile.mkdtemp(prefix="context-", dir=self._scratch)
         self._stack.callback(_remove_tree, path)
         return path
@@ -419,6 +428,8 @@ def _bounded(stream: ByteReader) -> bytes:
 
 def _remove_tree(path: str) -> None:
     """Remove a tree that may have directories its owner can't write to."""
+    import shutil
+
     with contextlib.suppress(FileNotFoundError):
         for parent, _, _ in os.walk(path):
             with contextlib.suppress(OSError):
