@@ -21,6 +21,8 @@ from pybuild.parser.errors import DockerfileError
 from pybuild.values import dataclass, field
 
 from .assemble import BuiltImage
+from .check_rules import CheckSettings
+from .checks import CheckOptions, check
 from .contexts import ContextKind, ContextRemotes, OpenedContext, open_context
 from .contexts_named import NamedContexts, open_named_contexts
 from .execute import ExecSettings
@@ -147,6 +149,7 @@ class _Build:
         self._steps = _Steps(progress, parts.clock)
         self._warnings: dict[tuple[str, str, tuple[int, int] | None], BuildWarning] = {}
         self._dockerfile: Dockerfile | None = None
+        self._settings = CheckSettings()
 
     def run(self) -> BuildResult:
         error: str = ""
@@ -184,7 +187,10 @@ class _Build:
         self._dockerfile = dockerfile
         named = open_named_contexts(request.named_contexts, directory=request.directory)
         platforms = request.platforms or (parts.platform,)
+        self._settings = CheckSettings.of(dockerfile, request.build_args)
+        self._check(dockerfile, opened, platforms[0])
         lowered = [self._lower(dockerfile, opened, named, platform) for platform in platforms]
+        self._settings.enforce(self._warnings.values())
         views: dict[str, FileView] = {"context": opened.view, **named.views}
         results = self._solve(lowered, views)
         images = tuple(self._built(each, results[position]) for position, each in enumerate(lowered))
@@ -274,6 +280,7 @@ class _Build:
                 proxies=request.proxies,
                 progress=self._progress,
                 clock=parts.clock,
+                wanted_check=self._settings.wanted,
             ),
         )
         for warning in lowered.warnings:
@@ -282,6 +289,20 @@ class _Build:
             names = " ".join(lowered.unused_build_args)
             self._warn(BuildWarning("", f"[Warning] One or more build-args [{names}] were not consumed"))
         return lowered
+
+    def _check(self, dockerfile: Dockerfile, opened: OpenedContext, platform: Platform) -> None:
+        """Emit what the build checks find that lowering doesn't."""
+        options = CheckOptions(
+            platform=platform,
+            build_platform=self._parts.platform,
+            build_args=self._request.build_args,
+            target=self._request.target,
+            all_stages=False,
+            ignore=opened.ignore,
+            lowered=False,
+        )
+        for warning in check(dockerfile, options=options):
+            self._warn(warning)
 
     def _warn(self, warning: BuildWarning) -> None:
         key = (warning.rule, warning.message, warning.lines)

@@ -6,6 +6,8 @@ from pybuild.errors import PybuildError
 from pybuild.parser import Dockerfile
 from pybuild.parser.errors import DockerfileError, excerpt
 
+from .solver_steps import StepFailed
+
 _RULE = "------"
 
 
@@ -27,18 +29,21 @@ class BuildFailed(PybuildError):
 
     @classmethod
     def of_step(cls, error: PybuildError, dockerfile: Dockerfile | None) -> BuildFailed:
-        """A step went wrong; its vertex knows the lines."""
-        lines: tuple[int, int] | None = getattr(error, "lines", None)
+        """A step, or something around the steps, went wrong."""
+        if not isinstance(error, StepFailed):
+            return cls(error.message, hint=error.hint)
+        note = error.vertex.note
+        lines = note.lines
         place = (
             excerpt(dockerfile.text, lines, filename=dockerfile.filename) if dockerfile is not None and lines else ""
         )
-        output: tuple[str, ...] = tuple(getattr(error, "output", ()))
-        return cls(error.message, hint=error.hint, title=str(getattr(error, "title", "")), output=output, place=place)
+        output = tuple(line.decode("utf-8", "replace") for line in error.output)
+        return cls(error.message, hint=error.hint, title=note.title, output=output, place=place)
 
     def listing(self) -> str:
         """What is shown above the error's line."""
         parts: list[str] = []
-        if self.title and self.output:
+        if self.title:
             parts += [_RULE, f" > {self.title}:", *self.output, _RULE]
         if self.place:
             parts.append(self.place.rstrip("\n"))

@@ -118,9 +118,9 @@ def subject_of(request: BuildRequest) -> str:
     return f"{where} | {request.dockerfile or 'Dockerfile'} | {request.target or ''} | {platforms}"
 
 
-def previous_steps(store: BuildStore, subject: str) -> list[PreviousStep]:
-    """The steps of the last build of ``subject``, else of the last build at all, for an Explainer."""
-    found = store.last(subject=subject)
+def previous_steps(store: BuildStore, subject: str, *, before: float | None = None) -> list[PreviousStep]:
+    """The steps of the last build of ``subject`` (that started before ``before``), for an Explainer."""
+    found = store.last(subject=subject, before=before)
     if found is None:
         return []
     return [PreviousStep(step.stage, step.instruction, step.title, step.key, step.recipe) for step in found.steps]

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from pybuild.builder.progress import Progress
     from pybuild.builder.protocols import ExitStatus
     from pybuild.builder.request import BuildRequest, SecretSource
+    from pybuild.layers.builds import BuildRecord, BuildStep
     from pybuild.layers.cache_index import CacheIndex as CacheSession
     from pybuild.layers.snapshots import SnapshotStore
     from pybuild.registry_client.client import ManifestContent
@@ -197,6 +198,27 @@ class Engine:
             max_parallelism=self.settings.max_parallelism or max(2, os.cpu_count() or 1),
             entitlements=self.settings.entitlements,
         )
+
+    def causes(self, build: BuildRecord, step: BuildStep) -> list[str]:
+        """Every reason why ``step`` of a recorded build was not cached, the first cause first."""
+        from pybuild.builder.graph import Note, Scratch, Vertex
+        from pybuild.builder.recording import previous_steps
+        from pybuild.builder.why import Explainer
+
+        from .image_keeper import CacheRecipes
+
+        if not step.recipe:
+            return [step.reason] if step.reason else []
+        recipes = CacheRecipes(self.store.cache)
+        explainer = Explainer(
+            lambda: previous_steps(self.store.builds, build.subject, before=build.started),
+            recipe_of=recipes.recipe_of,
+            evicted=recipes.evicted,
+        )
+        note = Note(step.title, step.lines, step.stage, step.instruction)
+        found = explainer.causes(Vertex(Scratch(), (), note), step.recipe, key=step.key, forced=False)
+        # What was said while the build ran knows more: the causes above it.
+        return list(dict.fromkeys([step.reason, *found])) if step.reason else found
 
     def _keep_within_policy(self) -> None:
         policy = self.settings.gc

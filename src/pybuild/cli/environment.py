@@ -16,6 +16,7 @@ from pybuild.values import dataclass
 
 if TYPE_CHECKING:
     from pybuild.daemon.engine import Engine
+    from pybuild.daemon.registries import Registries
     from pybuild.daemon.settings import Settings
 
 
@@ -72,12 +73,23 @@ class Environment:
             debug=(lambda line: print(line, file=sys.stderr)) if self.debug else None,
         )
 
+    def registries(self) -> Registries:
+        """Access to registries without a store."""
+        from pybuild import __version__
+        from pybuild.daemon.registries import Registries
+
+        return Registries(
+            self.settings(),
+            docker_config=docker_config_directory(self.variables),
+            variables=self.variables,
+            user_agent=f"pybuild/{__version__}",
+            log=(lambda line: print(line, file=sys.stderr)) if self.debug else None,
+        )
+
 
 def default_root(variables: Mapping[str, str]) -> Path:
     """``/var/lib/pybuild`` for root, the user's data directory otherwise."""
-    from pybuild.cli.privileges import real_user_id
-
-    if real_user_id(variables) == 0:
+    if os.geteuid() == 0:
         return Path("/var/lib/pybuild")
     data = variables.get("XDG_DATA_HOME") or os.path.join(_home(variables), ".local/share")
     return Path(data) / "pybuild"

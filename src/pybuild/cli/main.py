@@ -8,12 +8,12 @@ from __future__ import annotations
 import os
 import sys
 from importlib import import_module
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
-from pybuild.errors import Cancelled, PybuildError, UsageError
+from pybuild.errors import PybuildError, UsageError
 
-if TYPE_CHECKING:
-    from .environment import Environment
+# Commands that don't touch the store's files, and so need no user namespace when an ordinary user runs them.
+_WITHOUT_STORE: Final = frozenset({"check", "parse", "context", "doctor", "version", "login", "logout"})
 
 # name → (module below pybuild.cli, function, one line of help)
 COMMANDS: Final[dict[str, tuple[str, str, str]]] = {
@@ -153,6 +153,8 @@ def _dispatch(command: str, arguments: list[str], options: dict[str, str]) -> in
     from .environment import Environment
 
     environment = Environment.from_process(options)
+    if os.geteuid() != 0 and command not in _WITHOUT_STORE and "--help" not in arguments and "-h" not in arguments:
+        _become_root_of_a_namespace()
     module = import_module(f"pybuild.cli.{row[0]}")
     function = getattr(module, row[1])
     status = function(arguments, environment)
@@ -160,4 +162,9 @@ def _dispatch(command: str, arguments: list[str], options: dict[str, str]) -> in
     return status
 
 
-__all__ = ["COMMANDS", "Cancelled", "Environment", "help_text", "run", "split_globals"]
+def _become_root_of_a_namespace() -> None:
+    """An ordinary user works as root of a user namespace; what can't be had there is said in one line each. Before any thread starts."""
+    from pybuild.daemon import userns
+
+    for notice in userns.enter().notices:
+        print(f"note: {notice}", file=sys.stderr)

@@ -11,7 +11,7 @@ from pybuild.errors import PybuildError
 def report_error(error: PybuildError, *, stream: TextIO | None = None) -> None:
     """Write ``error`` to ``stream`` (stderr)."""
     out = sys.stderr if stream is None else stream
-    listing = getattr(error, "listing", None)
+    listing = getattr(error, "listing", None) or getattr(error, "excerpt", None)
     text = listing() if callable(listing) else ""
     if text:
         print(text.rstrip("\n"), file=out)
