@@ -150,6 +150,8 @@ class NamespaceExecutor:
         """See ``builder.protocols.Executor``. Raises Cancelled, ProgramNotStarted, SandboxError, LauncherError."""
         if cancel.is_set():
             raise Cancelled()
+        if not spec.args:
+            raise ProgramNotStarted("no command to run", status=126)
         self._launcher.start()
         request = self._request(spec)
         out_read, out_write = os.pipe2(os.O_CLOEXEC)

@@ -88,7 +88,7 @@ def _seccomp() -> None:
 
 
 def _control_groups() -> None:
-    groups = sandbox.ControlGroups()
+    groups = sandbox.ControlGroups(b"pybuild-%d" % os.getpid())
     if groups.devices is None:
         raise OSError("there are none")
     groups.make_base(force=True)

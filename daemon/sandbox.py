@@ -29,6 +29,7 @@ import marshal
 import os
 import select
 import struct
+import sys
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -1213,7 +1214,7 @@ def run_step(request: Request, channel: _socket.socket, output: tuple[int, int],
                 "setup", f"can't enter the working directory {os.fsdecode(cwd)}: {error.strerror}"
             ) from None
         for resource, soft, hard in request["rlimits"]:
-            _set_limit(resource, soft, hard)
+            _set_limit(step, resource, soft, hard)
         if request["oom_score_adj"]:
             with open("/proc/self/oom_score_adj", "w") as score:
                 score.write(str(request["oom_score_adj"]))
@@ -1251,7 +1252,8 @@ def run_step(request: Request, channel: _socket.socket, output: tuple[int, int],
         send(
             channel, ("failed", "setup", 0, f"can't set up the step: {type(error).__name__}: {error} (line {line})"), ()
         )
-    os._exit(126)
+    finally:
+        os._exit(126)
 
 
 def _describe(error: OSError) -> str:
@@ -1268,10 +1270,20 @@ def _execute(program: bytes, args: list[bytes], environment: dict[bytes, bytes])
         raise SandboxFailure("program", f"exec {os.fsdecode(program)}: {reason}", number=error.errno or 0) from None
 
 
-def _set_limit(resource: int, soft: int, hard: int) -> None:
-    """setrlimit(2); -1 is unlimited. A limit above the caller's own, which an ordinary user can't have, becomes that."""
-    limit = (ctypes.c_ulong * 2)(soft & 0xFFFFFFFFFFFFFFFF, hard & 0xFFFFFFFFFFFFFFFF)
-    _check(_libc.setrlimit(ctypes.c_int(resource), limit), "setrlimit")
+def _set_limit(step: Step, resource: int, soft: int, hard: int) -> None:
+    """setrlimit(2); -1 is unlimited. A hard limit that only another root could raise stays as it is, with a notice."""
+    unlimited = 0xFFFFFFFFFFFFFFFF
+    wanted = (soft & unlimited, hard & unlimited)
+    try:
+        _check(_libc.setrlimit(ctypes.c_int(resource), (ctypes.c_ulong * 2)(*wanted)), "setrlimit")
+    except OSError as error:
+        if error.errno != errno.EPERM:
+            raise
+        present = (ctypes.c_ulong * 2)()
+        _check(_libc.getrlimit(ctypes.c_int(resource), present), "getrlimit")
+        clamped = (ctypes.c_ulong * 2)(*(min(one, present[1]) for one in wanted))
+        _check(_libc.setrlimit(ctypes.c_int(resource), clamped), "setrlimit")
+        step.notices.append(f"a ulimit of {wanted[1]} is cut to {present[1]}, the limit of this user")
 
 
 # --- control groups --------------------------------------------------------------------------------------------------
@@ -1431,10 +1443,10 @@ class ControlGroups:
     version 2: the one tree.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, name: bytes) -> None:
         self.mounts = control_group_mounts()
         self.own = control_group_paths("self")
-        self.name = b"pybuild-%d" % os.getpid()
+        self.name = name
         self.count = 0
         self.busy: list[StepGroups] = []
         self.devices: str | None = next((name for name in self.mounts if "devices" in name.split(",")), None)
@@ -1468,7 +1480,10 @@ class ControlGroups:
     def hold(self) -> None:
         """Keep a way to the hierarchies that stays when something else is mounted on /sys."""
         for hierarchy, (point, root) in self.mounts.items():
-            fd = os.open(point, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+            try:
+                fd = os.open(point, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+            except OSError:
+                continue
             self.mounts[hierarchy] = (fd_path(fd), root)
 
     def remove_base(self) -> None:
@@ -1704,6 +1719,7 @@ class Launcher:
         except OSError as error:
             self.groups.remove(groups)
             send(channel, ("failed", "setup", error.errno or 0, f"can't make namespaces: {error.strerror}"), ())
+            send(channel, ("exit", 126 << 8), ())
             process = -1
         if process == 0:
             run_step(request, channel, (out, err), groups=groups)
@@ -1738,14 +1754,40 @@ class Launcher:
 
 
 def main(*, old_mount_calls: bool = False) -> None:
-    """Be the keeper, and in a new pid namespace the launcher. Descriptor 0 is the control socket.
+    """Be the keeper: start the launcher in a new pid namespace and outlive it. Descriptor 0 is the control socket.
 
     ``old_mount_calls`` uses mount(2) even where the kernel has better, for tests.
     """
+    engine = os.getppid()
     control = _socket.socket(fileno=os.dup(0))
     null = os.open("/dev/null", os.O_RDWR)
     os.dup2(null, 0)
     os.close(null)
+    _reset_signals()
+    Machine.user_namespace = in_user_namespace()
+    groups = ControlGroups(b"pybuild-%d" % os.getpid())
+    groups.make_base()
+    try:
+        process = clone(CLONE_NEWPID | CLONE_NEWNS)
+        if process == 0:
+            prctl(PR_SET_PDEATHSIG, _signal.SIGKILL)
+            mount(b"none", b"/", flags=MS_REC | MS_SLAVE)
+            if Machine.user_namespace:
+                serve(control, groups, old_mount_calls=old_mount_calls)
+            else:
+                _execute_protected(control, groups, old_mount_calls=old_mount_calls)
+    except OSError as error:
+        send(control, ("failed", "setup", error.errno or 0, f"can't make namespaces: {_describe(error)}"), ())
+        groups.remove_base()
+        os._exit(1)
+    control.close()
+    _outlive(process, engine)
+    groups.remove_base()
+    os._exit(0)
+
+
+def _reset_signals() -> None:
+    """What the engine ignores mustn't be ignored in steps; what a terminal sends must not end the launcher."""
     for number in range(1, _signal.NSIG):
         if number not in (_signal.SIGKILL, _signal.SIGSTOP):
             try:
@@ -1754,20 +1796,40 @@ def main(*, old_mount_calls: bool = False) -> None:
                 continue  # kept by the C library for itself
     for number in (_signal.SIGINT, _signal.SIGPIPE, _signal.SIGXFSZ):
         _signal.signal(number, _signal.SIG_IGN)
+
+
+def _execute_protected(control: _socket.socket, groups: ControlGroups, *, old_mount_calls: bool) -> NoReturn:
+    """Become the launcher by executing the interpreter anew, from a read-only mount of it.
+
+    A step could have itself replaced by the launcher's interpreter, as a script of /proc/self/exe, and, being root, write to that file
+    on the host (CVE-2019-5736 of another runtime). The mount that an executed file was opened through stays with it, so it is
+    made read-only. In a user namespace the file's owner isn't the step's root.
+    """
+    interpreter = os.readlink(b"/proc/self/exe")
+    mount(interpreter, interpreter, flags=MS_BIND)
+    mount(b"none", interpreter, flags=MS_BIND | MS_REMOUNT | MS_RDONLY)
+    os.dup2(control.fileno(), 0)
+    folder = os.path.dirname(__file__)
+    values = (groups.name, groups.base, old_mount_calls)
+    code = f"import sys; sys.path.append({folder!r}); import sandbox; sandbox.launch(*{values!r})"
+    os.execv(interpreter, [os.fsencode(sys.executable), b"-I", b"-S", b"-c", os.fsencode(code)])
+
+
+def launch(name: bytes, base: bytes | None, old_mount_calls: bool) -> None:
+    """Be the launcher after ``_execute_protected``."""
+    control = _socket.socket(fileno=os.dup(0))
+    os.dup2(1, 0)
+    _reset_signals()
+    groups = ControlGroups(name)
+    groups.base = base
+    serve(control, groups, old_mount_calls=old_mount_calls)
+
+
+def serve(control: _socket.socket, groups: ControlGroups, *, old_mount_calls: bool) -> NoReturn:
+    """Start steps until the engine is gone."""
     # Nothing here makes cycles worth collecting, and a collection would touch, so copy, every page in a step.
     gc.disable()
-    Machine.user_namespace = in_user_namespace()
-    groups = ControlGroups()
-    groups.make_base()
     try:
-        process = clone(CLONE_NEWPID | CLONE_NEWNS)
-    except OSError as error:
-        send(control, ("failed", "setup", error.errno or 0, f"can't make namespaces: {error.strerror}"), ())
-        groups.remove_base()
-        os._exit(1)
-    if process == 0:
-        prctl(PR_SET_PDEATHSIG, _signal.SIGKILL)
-        mount(b"none", b"/", flags=MS_REC | MS_SLAVE)
         examine()
         Machine.modern_mounts = Machine.modern_mounts and not old_mount_calls
         groups.join_base()
@@ -1775,13 +1837,32 @@ def main(*, old_mount_calls: bool = False) -> None:
         prepare_sys()
         launcher = Launcher(control, groups)
         send(control, ("started", Machine.modern_mounts), ())
-        launcher.serve()
-        launcher.stop()
-        os._exit(0)
-    control.close()
-    os.waitpid(process, 0)
-    groups.remove_base()
+    except OSError as error:
+        send(control, ("failed", "setup", error.errno or 0, _describe(error)), ())
+        os._exit(1)
+    launcher.serve()
+    launcher.stop()
     os._exit(0)
+
+
+def _outlive(launcher: int, engine: int) -> None:
+    """Wait for the launcher's end; end it when the engine has died.
+
+    The launcher sees that itself as the end of the control socket, unless another child of the engine has inherited that.
+    """
+    try:
+        fds = [os.pidfd_open(launcher), os.pidfd_open(engine)]
+    except OSError:
+        fds = []  # before Linux 5.3, or an engine that has died already
+    if fds and os.getppid() == engine:
+        poll = select.poll()
+        for fd in fds:
+            poll.register(fd, select.POLLIN)
+        if fds[0] not in dict(poll.poll()):
+            poll.unregister(fds[1])
+            if not poll.poll(500):
+                os.kill(launcher, _signal.SIGKILL)
+    os.waitpid(launcher, 0)
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import re
 import shutil
 import signal
 import socket
@@ -31,6 +32,7 @@ from pybuild.builder.protocols import (
     TemporaryMount,
 )
 from pybuild.daemon.executor import NamespaceExecutor, ProgramNotStarted, SandboxError
+from pybuild.daemon.launcher import LauncherError
 from pybuild.daemon.stubs import stub_paths
 from pybuild.errors import Cancelled
 from pybuild.layers.entries import RootOverlay
@@ -717,3 +719,136 @@ def test_an_ordinary_step_says_why_it_cannot_run_steps(shell: Shell, busybox_roo
     _, output = shell("", args=args, mounts=mounts)
     assert output.startswith("UserNamespaceError no user namespace can be had: ")
     assert "seccomp profile that allows unshare(2)" in output
+
+
+def test_a_step_cannot_write_to_the_launchers_interpreter(shell: Shell, overlay: RootOverlay) -> None:
+    evil = Path(overlay.upper) / "evil"
+    # The kernel runs what /proc/self/exe is before the program replaces it: the launcher's interpreter, on the host.
+    evil.write_text(
+        "#!/proc/self/exe -I\n"
+        "import errno, os\n"
+        "print(os.readlink('/proc/self/exe'))\n"
+        "for attempt in (lambda: os.chmod('/proc/self/exe', os.stat('/proc/self/exe').st_mode), lambda: os.truncate('/proc/self/exe', 10**9)):\n"
+        "    try:\n"
+        "        attempt()\n"
+        "        print('written')\n"
+        "    except OSError as error:\n"
+        "        print(errno.errorcode[error.errno])\n"
+    )
+    evil.chmod(0o755)
+    mounts, _ = host_python("")
+    _, output = shell("", args=("/evil",), mounts=mounts)
+    assert output.splitlines()[1:] == ["EROFS", "EROFS"]
+    assert output.startswith(os.path.realpath(sys.executable))
+
+
+def test_a_fault_gives_its_signal(shell: Shell) -> None:
+    mounts, args = host_python("import ctypes; ctypes.string_at(0)")
+    status, _ = shell("", args=args, mounts=mounts)
+    assert status == ExitStatus(128 + signal.SIGSEGV, signal=signal.SIGSEGV)
+
+
+def test_an_empty_command_and_odd_environments_are_refused_clearly(shell: Shell) -> None:
+    with pytest.raises(ProgramNotStarted, match="no command to run"):
+        shell("", args=())
+    with pytest.raises(SandboxError, match="can't set up the step"):
+        shell("true", env=(("A", "x\0y"),))
+    with pytest.raises(ProgramNotStarted, match="argument list too long"):
+        shell("", args=("/bin/true", "x" * (1 << 20)))
+
+
+def test_what_a_callback_raises_ends_the_step(executor: NamespaceExecutor, overlay: RootOverlay) -> None:
+    def fail(stream: int, data: bytes) -> None:
+        raise RuntimeError("enough")
+
+    spec = ProcessSpec(root=overlay, args=("sh", "-c", "echo x; sleep 4004"), env=(("PATH", "/bin"),), cwd="/")
+    with pytest.raises(RuntimeError, match="enough"):
+        executor.run(spec, on_output=fail, cancel=threading.Event())
+    deadline = time.monotonic() + 2
+    while _processes_like("sleep", "4004"):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def test_an_executor_can_be_closed_and_used_again(overlay: RootOverlay) -> None:
+    spec = ProcessSpec(root=overlay, args=("/bin/true",), env=(), cwd="/")
+    executor = NamespaceExecutor()
+    for _ in range(2):
+        assert executor.run(spec, on_output=lambda *_: None, cancel=threading.Event()) == ExitStatus(0)
+        executor.close()
+    executor.close()
+
+
+def test_closing_kills_steps_that_run(overlay: RootOverlay) -> None:
+    executor = NamespaceExecutor()
+    spec = ProcessSpec(root=overlay, args=("sh", "-c", "echo x; sleep 5005"), env=(("PATH", "/bin"),), cwd="/")
+    started = threading.Event()
+    with ThreadPoolExecutor(1) as pool:
+        future = pool.submit(executor.run, spec, on_output=lambda *_: started.set(), cancel=threading.Event())
+        assert started.wait(5)
+        executor.close()
+        with pytest.raises(LauncherError):
+            future.result(5)
+    assert not _processes_like("sleep", "5005")
+
+
+def test_unified_control_groups_guard_devices_too(overlay: RootOverlay) -> None:
+    """On a host with version 1: the version 2 tree, shown alone in a mount namespace of this test's own."""
+    if not any(line.split()[2] == "cgroup2" for line in Path("/proc/mounts").read_text().splitlines()):
+        pytest.skip("needs a version 2 control group tree")
+    script = DRIVER.replace(
+        "sleep 3003 & echo started; sleep 3003",
+        "mknod /d b 254 0; head -c 1 /d; mknod /n c 1 3; echo x > /n && echo fine; cat /proc/self/cgroup",
+    )
+    script = (
+        "import os\nos.makedirs('/sys/fs/cgroup/pybuild-test', exist_ok=True)\n"
+        + script
+        + "\nprint(os.listdir('/sys/fs/cgroup'))\n"
+    )
+    command = 'umount -l /sys/fs/cgroup && mount -t cgroup2 none /sys/fs/cgroup && exec "$@"'
+    result = subprocess.run(
+        [
+            "unshare",
+            "--mount",
+            "sh",
+            "-c",
+            command,
+            "-",
+            sys.executable,
+            "-c",
+            script,
+            overlay.lower[0],
+            overlay.upper,
+            overlay.work,
+        ],
+        capture_output=True,
+        text=True,
+    )
+    assert result.returncode == 0, result.stderr
+    assert "head: /d: Operation not permitted" in result.stdout
+    assert "fine" in result.stdout
+    assert re.search(r"^0::/$", result.stdout, re.MULTILINE)
+    assert not re.search(r"pybuild-\d", result.stdout)
+    result = subprocess.run(
+        [
+            "unshare",
+            "--mount",
+            "sh",
+            "-c",
+            command,
+            "-",
+            sys.executable,
+            "-c",
+            script.replace('cwd="/")', 'cwd="/", cgroup_parent="pybuild-test")'),
+            overlay.lower[0],
+            overlay.upper,
+            overlay.work,
+        ],
+        capture_output=True,
+        text=True,
+    )
+    assert "head: /d: Operation not permitted" in result.stdout
+    assert "fine" in result.stdout
+    subprocess.run(
+        ["unshare", "--mount", "sh", "-c", command + " && rmdir /sys/fs/cgroup/pybuild-test", "-", "true"], check=True
+    )
