@@ -209,8 +209,8 @@ class ExecRunner:
         mounts: list[ProcessMount] = [*made]
         mounted_caches: dict[str, str] = {}
         # Locks are taken in one order by all steps: two that lock the same caches never wait for each other.
-        for mount in sorted((m for m in op.mounts if isinstance(m, CacheMount)), key=lambda m: m.id):
-            self._mount(op, mount, trees, held, cancel, mounted_caches)
+        for cache in sorted((m for m in op.mounts if isinstance(m, CacheMount)), key=lambda m: m.id):
+            self._mount(op, cache, trees, held, cancel, mounted_caches)
         for mount in op.mounts:
             one = self._mount(op, mount, trees, held, cancel, mounted_caches)
             if one is not None:
