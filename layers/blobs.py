@@ -17,7 +17,6 @@ import hashlib
 import io
 import itertools
 import os
-import shutil
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from pathlib import Path
@@ -487,7 +486,8 @@ class BlobStore:
             self._tmpfile = before
         with file, open(os.dup(descriptor), "rb") as source:
             source.seek(0)
-            shutil.copyfileobj(source, file, CHUNK_BYTES)
+            while chunk := source.read(CHUNK_BYTES):
+                file.write(chunk)
             file.flush()
             if path is not None:
                 os.rename(path, target)

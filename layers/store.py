@@ -11,7 +11,7 @@ content: its parts do.
     remotes/                    what was fetched from elsewhere (kept_sources.py)
     locks/                      files that are only ever locked
 
-``Store.open`` works for any number of processes at once.
+Any number of processes can have it open at once. Its parts are imported when they are first asked for.
 """
 
 from __future__ import annotations
@@ -22,21 +22,24 @@ from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 from types import TracebackType
+from typing import TYPE_CHECKING
 
 from pybuild.errors import PybuildError
 
 from .active import ActiveDirectories
 from .blobs import BlobStore, raise_if_full
-from .builds import Builds
-from .cache_index import CacheIndex
-from .cache_mounts import CacheMounts
 from .database import Database, StoreTooNew
-from .facts import Facts
-from .images import Images
-from .kept_sources import KeptSources
-from .layer_index import LayerIndex
 from .leases import Leases
-from .stat_index import StatIndex
+
+if TYPE_CHECKING:
+    from .builds import Builds
+    from .cache_index import CacheIndex
+    from .cache_mounts import CacheMounts
+    from .facts import Facts
+    from .images import Images
+    from .kept_sources import KeptSources
+    from .layer_index import LayerIndex
+    from .stat_index import StatIndex
 
 FORMAT = 1
 _DIRECTORIES = ("blobs", "ingest", "layers", "active", "cache-mounts", "locks")
@@ -72,10 +75,14 @@ class Store:
 
     @cached_property
     def layers(self) -> LayerIndex:
+        from .layer_index import LayerIndex
+
         return LayerIndex(self.database, self.blobs, leases=self.leases, clock=self.clock)
 
     @cached_property
     def images(self) -> Images:
+        from .images import Images
+
         return Images(self.database, self.blobs, layers=self.layers, clock=self.clock)
 
     @cached_property
@@ -89,22 +96,33 @@ class Store:
 
     @cached_property
     def cache_mounts(self) -> CacheMounts:
+        from .cache_mounts import CacheMounts
+
         return CacheMounts(self.database, self.root / "cache-mounts", locks=self.locks, clock=self.clock)
 
     @cached_property
     def kept_sources(self) -> KeptSources:
+        from .kept_sources import KeptSources
+
         return KeptSources(self.root / "remotes")
 
     @cached_property
     def facts(self) -> Facts:
+        from .facts import Facts
+
         return Facts(self.database, clock=self.clock)
 
     @cached_property
     def builds(self) -> Builds:
+        from .builds import Builds
+
         return Builds(self.database, clock=self.clock)
 
     def open_cache(self) -> CacheIndex:
         """A new session with the cache and stat indexes, to be opened before a build looks at its files and flushed at its end."""
+        from .cache_index import CacheIndex
+        from .stat_index import StatIndex
+
         return CacheIndex(
             self.database,
             self.layers,
@@ -146,13 +164,13 @@ class Store:
     def _prepare(self) -> None:
         version = self.root / "version"
         try:
-            text = version.read_text("ascii", "replace")
+            text = version.read_bytes()
         except FileNotFoundError:
             self._create(version)
         except (NotADirectoryError, PermissionError) as error:
             raise StoreUnusable(self.root, reason=os.strerror(error.errno or 0)) from error
         else:
-            if text != f"{FORMAT}\n":
+            if text != b"%d\n" % FORMAT:
                 if text.strip().isdigit() and int(text) > FORMAT:
                     raise StoreTooNew(self.root)
                 raise StoreUnusable(self.root, reason="its version file is not one of pybuild's")
@@ -176,7 +194,7 @@ class Store:
             for name in _DIRECTORIES:
                 (self.root / name).mkdir(mode=0o700, exist_ok=True)
             draft = self.root / f"version.{os.getpid()}"
-            draft.write_text(f"{FORMAT}\n", "ascii")
+            draft.write_bytes(b"%d\n" % FORMAT)
             draft.rename(version)
         except OSError as error:
             raise_if_full(error, self.root)
