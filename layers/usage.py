@@ -496,26 +496,29 @@ def _loose_rows(survey: Survey, held: set[Digest]) -> Iterator[CacheUsage]:
 
 
 def title_of(recipe: str) -> str:
-    """A short text for people from a recipe, which is JSON."""
+    """A short text for people from a recipe (JSON, see ``pybuild.builder.keys``), in BuildKit's words; empty if it says too little."""
     try:
         value = json.loads(recipe)
-    except ValueError:
+    except (ValueError, RecursionError):
         return ""
-    for name in ("title", "instruction", "op"):
-        if isinstance(value, dict):
-            inner = value.get(name)
-            if isinstance(inner, str):
-                return inner
-            if isinstance(inner, dict):
-                value = inner
-    if isinstance(value, dict):
-        kind, words = str(value.get("type") or value.get("kind") or ""), value.get("args") or value.get("sources")
-        if isinstance(words, list):
-            kind = f"{kind} {' '.join(map(str, words))}"
-            if kind.startswith("exec "):
-                kind = f"mount / from {kind}"
-        return " ".join(kind.split())[:200]
-    return ""
+    op = value.get("op") if isinstance(value, dict) else None
+    if not isinstance(op, dict):
+        return ""
+    kind = str(op.get("type") or "")
+    words = [
+        *_words(op.get("args")),
+        *_words(op.get("sources")),
+        *_words(op.get("destination")),
+        *_words(op.get("directory")),
+    ]
+    text = " ".join(" ".join(["mount / from exec" if kind == "run" else kind, *words]).split())
+    return text if len(text) <= 200 else text[:199] + "…"
+
+
+def _words(value: object) -> list[str]:
+    if isinstance(value, str):
+        return [value]
+    return [str(word) for word in value] if isinstance(value, list) else []
 
 
 def usage_of(survey: Survey) -> Usage:

@@ -24,7 +24,7 @@ from pybuild.layers.image import ImageConfig, Manifest, chain_ids
 from pybuild.layers.images import Use
 from pybuild.layers.locks import LockMode, lock_file
 from pybuild.layers.store import Store
-from pybuild.layers.usage import CacheUsage, InvalidFilter, UsageFilter, UsageType
+from pybuild.layers.usage import CacheUsage, InvalidFilter, UsageFilter, UsageType, title_of
 
 _FORK = multiprocessing.get_context("fork")
 X, Y = "docker.io/library/x:1", "docker.io/library/y:1"
@@ -71,7 +71,7 @@ def unpack(store: Store, name: str) -> None:
 
 
 def make_record(store: Store, key: str, *layers: Digest, own: int = 1) -> None:
-    recipe = '{"by":"definition","op":{"type":"exec","args":["/bin/sh","-c","make ' + key + '"]}}'
+    recipe = '{"by":"definition","op":{"type":"run","args":["/bin/sh","-c","make ' + key + '"]}}'
     store.cache.put(CacheRecord(key=key, layers=layers, own=own, recipe=recipe, created=store.clock()))
 
 
@@ -214,6 +214,16 @@ def test_usage_says_what_is_shared_and_what_made_it(store: Store, collector: Col
     make_image(store, Y, Digest.of(b"base"), env="B=1")
     shares = {each.image.names: each.shared for each in collector.usage().images}
     assert shares == {(X,): 8, (Y,): 8}
+
+
+def test_a_description_is_made_from_any_recipe() -> None:
+    copy = '{"by":"content","op":{"type":"copy","sources":["/a","/b"],"destination":"/app/"}}'
+    assert title_of(copy) == "copy /a /b /app/"
+    assert title_of('{"op":{"type":"run","args":["sh","-c","' + "x" * 300 + '"]}}').startswith(
+        "mount / from exec sh -c xxx"
+    )
+    for strange in ("", "[]", "{}", '{"op":[]}', '{"op":{"type":1,"args":{}}}', "[" * 100_000):
+        assert len(title_of(strange)) < 2
 
 
 def test_usage_does_not_grow_by_an_identical_build(store: Store, collector: Collector) -> None:
