@@ -55,6 +55,7 @@ class LocalContext:
         self.ignore = ignore if ignore is not None and not ignore.empty else None
         self._prefix = self.root if self.root.endswith("/") else self.root + "/"
         self._lists: dict[str, Children] = {}
+        self._names: dict[str, dict[str, Node]] = {}
         self._remembered = 0
         self._directories: set[str] = {""}
         self._kept: dict[str, bool] = {}
@@ -66,7 +67,10 @@ class LocalContext:
             return self._stat("") if not path else None
         known = self._lists.get(parent)
         if known is not None:
-            return next((node for entry, node in known if entry == name), None)
+            names = self._names.get(parent)
+            if names is None:
+                names = self._names[parent] = dict(known)
+            return names.get(name)
         if name in (".", "..") or not self._is_directory(parent):
             return None
         node = self._stat(path)

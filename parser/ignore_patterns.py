@@ -195,12 +195,47 @@ def _full(expression: str) -> Predicate:
 
 
 def _compile(atoms: list[Atom], pattern: str) -> str:
-    text = "".join(atom.text for atom in atoms)
+    text = _text(atoms)
     try:
         re.compile(text)
     except re.error:
         raise BadPattern(pattern) from None
     return text
+
+
+def _text(atoms: list[Atom]) -> str:
+    """The atoms as one expression that takes no exponential time.
+
+    Up to a slash or the end, a star needn't be tried again once what follows it has been found at its first place, so these are
+    atomic groups; only the last star of a path element must reach to the element's end.
+    """
+    out: list[str] = []
+    run: list[Atom] = []
+    for atom in (*atoms, None):
+        if atom is not None and atom.kind is AtomKind.NAME:
+            run.append(atom)
+            continue
+        out.append(
+            _element(run) if atom is None or atom.kind is AtomKind.SLASH else "".join(piece.text for piece in run)
+        )
+        run = []
+        if atom is not None:
+            out.append(atom.text)
+    return "".join(out)
+
+
+def _element(atoms: list[Atom]) -> str:
+    chunks: list[list[str]] = [[]]
+    for atom in atoms:
+        if atom is STAR:
+            chunks.append([])
+        else:
+            chunks[-1].append(atom.text)
+    first, *others = ("".join(chunk) for chunk in chunks)
+    if not others:
+        return first
+    *middle, last = others
+    return first + "".join(f"(?>[^/]*?{chunk})" for chunk in middle if chunk) + "[^/]*" + last
 
 
 def _cut(atoms: list[Atom]) -> tuple[list[Atom], list[Atom]] | None:
@@ -229,7 +264,7 @@ def _tail(atoms: list[Atom]) -> Tail:
         return Tail(TailKind.LITERAL, "".join(literal or "" for literal in literals))
     if atoms[0] is STAR and literals[1:2] == ["."] and None not in literals[2:] and "." not in literals[2:]:
         return Tail(TailKind.EXTENSION, "".join(literal or "" for literal in literals[2:]))
-    return Tail(TailKind.EXPRESSION, "".join(atom.text for atom in atoms))
+    return Tail(TailKind.EXPRESSION, _text(atoms))
 
 
 def _segments(atoms: list[Atom]) -> tuple[Predicate | None, ...]:
@@ -237,10 +272,10 @@ def _segments(atoms: list[Atom]) -> tuple[Predicate | None, ...]:
     current: list[Atom] = []
     for atom in atoms:
         if atom.kind is AtomKind.SLASH:
-            segments.append(_full("".join(piece.text for piece in current)))
+            segments.append(_full(_element(current)))
             current = []
         elif atom.kind is AtomKind.NAME:
             current.append(atom)
         else:
             return (*segments, None)
-    return (*segments, _full("".join(piece.text for piece in current)))
+    return (*segments, _full(_element(current)))

@@ -238,6 +238,15 @@ def test_any_text_is_matched_or_refused(text: str, path: str) -> None:
     assert matcher.excluded(path) in (True, False)
 
 
+def test_many_stars_cost_no_exponential_time() -> None:
+    matcher = IgnoreMatcher(["**/" + "a*" * 25 + "b/" + "*a" * 25 + "b", "a*" * 25 + "b"])
+    start = time.perf_counter()
+    assert not matcher.excluded("a" * 150)
+    assert not matcher.excluded("a" * 150 + "/" + "a" * 150)
+    assert matcher.excluded("a" * 30 + "b/" + "a" * 150)
+    assert time.perf_counter() - start < 0.5
+
+
 def test_a_hundred_thousand_paths_against_fifty_patterns_take_under_a_second() -> None:
     rules = (
         [f"dir{n}/build" for n in range(15)] + [f"**/*.e{n}" for n in range(10)] + [f"**/cache{n}" for n in range(10)]
