@@ -20,7 +20,7 @@ from pybuild.layers.views import FileView
 
 from .content import ContentReader
 from .execute import EntitlementMissing, ExecSettings, entitlements_of
-from .graph import Exec, ImageSource, Merge, Scratch, Vertex
+from .graph import ContextSource, Exec, ImageSource, Merge, Scratch, Vertex
 from .keys import content_key
 from .progress import Progress, StepDone, StepLog, StepStarted
 from .protocols import CacheIndex, Executor, RemoteSources, ResolvedImage, Snapshots
@@ -183,8 +183,11 @@ class Solver:
     def _announce(self, steps: Sequence[Step], missing: set[Step]) -> None:
         """Tell of all that needn't run: hits, and what is above them."""
         now = self._clock()
+        needed = {source for step in missing for source in step.inputs}
         for step in steps:
-            if step in missing or step.is_view or isinstance(step.op, Scratch):
+            if step in missing or isinstance(step.op, (Scratch, ContextSource)):
+                continue
+            if step.is_view and (step in needed or self._maker.was_downloaded(step)):
                 continue
             if step.result is None and not step.tainted and not step.is_source:
                 # What only a hit was made from counts as used as well: the next change may need it.

@@ -191,6 +191,8 @@ class StepRunner:
 
     def _fetch(self, source: Step) -> FileView:
         """Download a source, as a step of its own."""
+        if self._maker.was_downloaded(source):
+            return self._download(source.op)  # it has had its events
         note = source.vertex.note
         self._progress.emit(StepStarted(source.key, note.title, self._clock(), (), note.lines))
         try:
@@ -317,7 +319,7 @@ class StepInputs:
         is_root = position == 0 and not (isinstance(step.op, FileCopy) and step.op.link)
         if not is_root and not isinstance(source.op, Scratch):
             try:
-                selection, content = take(self.runner.reader, self.view(position), step.op, position, literal=False)
+                selection, content = take(self.runner.reader, self.view(position), step.op, position, context=False)
             except SourceNotFound as error:
                 tree = source.vertex.note.stage or source.vertex.note.title
                 raise error.inside(tree, hint=why_missing(self.view(position), error.path)) from error

@@ -175,6 +175,7 @@ class StepMaker:
         self._cancel = cancel
         self.downloads: dict[str, HttpFile] = {}
         """Files that were downloaded to know their content, by URL."""
+        self._times: dict[str, tuple[float, float]] = {}
 
     def make(self, targets: Sequence[Vertex]) -> tuple[list[Step], dict[Vertex, Step]]:
         """The steps that ``targets`` need, inputs first, and which step each vertex is. Raises StepFailed, Cancelled."""
@@ -190,6 +191,7 @@ class StepMaker:
             known = by_key.setdefault(step.key, step)
             if known is step:
                 steps.append(step)
+                self._tell_download(step)
             by_vertex[vertex] = known
         transfer.end()
         return steps, by_vertex
@@ -236,7 +238,7 @@ class StepMaker:
         view = self.context(vertex, source.op.name)
         transfer.begin(source)
         try:
-            selection, content = take(self._reader, view, op, position, literal=False)
+            selection, content = take(self._reader, view, op, position, context=True)
         except Cancelled:
             raise
         except SourceNotFound as missing:
@@ -267,6 +269,19 @@ class StepMaker:
         with ThreadPoolExecutor(_PARALLEL_DOWNLOADS, thread_name_prefix="source") as pool:
             return dict(zip(wanted, pool.map(self._resolve_source, wanted)))
 
+    def was_downloaded(self, step: Step) -> bool:
+        """True for a file that had to be downloaded to know its content."""
+        return isinstance(step.op, HttpSource) and step.op.url in self.downloads
+
+    def _tell_download(self, step: Step) -> None:
+        """Events of a file that was downloaded: only now its step has an identifier."""
+        if not isinstance(step.op, HttpSource) or not self.was_downloaded(step):
+            return
+        note = step.vertex.note
+        began, ended = self._times[step.op.url]
+        self._progress.emit(StepStarted(step.key, note.title, began, (), note.lines))
+        self._progress.emit(StepDone(step.key, ended))
+
     def _resolve_source(self, vertex: Vertex) -> Op:
         op = vertex.op
         if self._remotes is None:
@@ -277,23 +292,28 @@ class StepMaker:
             if isinstance(op, GitSource):
                 return replace(op, commit=self._remotes.git_commit(op.remote, op.ref))
             assert isinstance(op, HttpSource)
+            began = self._clock()
             file = self._remotes.http(op.url, checksum=None)
         except Cancelled:
             raise
         except PybuildError as error:
             raise StepFailed(vertex, error) from error
         self.downloads[op.url] = file
+        self._times[op.url] = (began, self._clock())
         return replace(op, checksum=file.digest)
 
 
 def take(
-    reader: ContentReader, view: FileView, op: Op, position: int, *, literal: bool
+    reader: ContentReader, view: FileView, op: Op, position: int, *, context: bool
 ) -> tuple[Selection | None, ContentDigest | None]:
-    """What ``op`` takes from the tree that is its input ``position``: the selection of a copy, and the digest of all it reads."""
+    """What ``op`` takes from the tree that is its input ``position``: the selection of a copy, and the digest of all it reads.
+
+    ``context``: the tree is a local one, of which everything becomes root's.
+    """
     match op:
         case FileCopy() if position == source_input(op):
-            selection = select_copy(view, op, literal=literal)
-            return selection, reader.digest(view, selection, DigestRules.of_copy(op, literal=literal))
+            selection = select_copy(view, op)
+            return selection, reader.digest(view, selection, DigestRules.of_copy(op))
         case Exec():
             paths = sorted(
                 {
@@ -305,7 +325,7 @@ def take(
             if not paths:
                 return None, None
             shown = Selection(tuple(select_path(view, path).sources[0] for path in paths))
-            return None, reader.digest(view, shown, DigestRules(owners=False, xattrs=False, tops=True))
+            return None, reader.digest(view, shown, DigestRules(owners=not context, xattrs=not context, tops=True))
         case _:
             return None, None
 

@@ -110,7 +110,11 @@ def test_a_file_from_a_url_has_mode_0600_and_its_last_modified(world: World) -> 
 def test_the_content_decides_whether_a_url_is_copied_again(world: World) -> None:
     world.add(URL, "/foo", "/f")
     _, calls, events = world.add(URL, "/foo", "/f")
-    assert (calls, events.titles(cached=True)) == (["http http://h/foo"], ["ADD"])
+    assert (calls, events.titles(cached=True), events.titles(cached=False)) == (
+        ["http http://h/foo"],
+        ["ADD"],
+        ["download"],
+    )
     world.remotes.serve("content2")
     tree, _, _ = world.add(URL, "/foo", "/f")
     assert tree.read("f") == "content2"
@@ -119,8 +123,8 @@ def test_the_content_decides_whether_a_url_is_copied_again(world: World) -> None
 def test_a_checksum_makes_the_network_unnecessary_when_cached(world: World) -> None:
     source = replace(URL, checksum=Digest.of(b"content1"))
     world.add(source, "/foo", "/f")
-    _, calls, _ = world.add(source, "/foo", "/f")
-    assert calls == []
+    _, calls, events = world.add(source, "/foo", "/f")
+    assert (calls, events.titles(cached=True)) == ([], ["download", "ADD"])
 
 
 def test_a_wrong_checksum_fails_and_does_not_poison_the_right_one(world: World) -> None:
@@ -153,7 +157,7 @@ def test_a_moving_branch_is_noticed(world: World) -> None:
     source = GitSource("https://h/r.git", ref="main")
     world.add(source, "/", "/src")
     _, calls, events = world.add(source, "/", "/src")
-    assert (calls, events.titles(cached=True)) == (["commit https://h/r.git main"], ["ADD"])
+    assert (calls, events.titles(cached=True)) == (["commit https://h/r.git main"], ["download", "ADD"])
     world.remotes.commit = "d" * 40
     _, calls, _ = world.add(source, "/", "/src")
     assert calls == ["commit https://h/r.git main", "tree https://h/r.git dddd"]
