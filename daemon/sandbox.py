@@ -106,8 +106,6 @@ MS_MOVE = 0x2000
 MS_REC = 0x4000
 MS_PRIVATE = 0x40000
 MS_SLAVE = 0x80000
-MS_RELATIME = 0x200000
-MS_STRICTATIME = 0x1000000
 MNT_DETACH = 2
 FSOPEN_CLOEXEC = 1
 FSCONFIG_SET_FLAG = 0
@@ -133,7 +131,6 @@ RESOLVE_IN_ROOT = 0x10
 # include/uapi/linux/prctl.h, include/uapi/linux/capability.h
 PR_SET_PDEATHSIG = 1
 PR_SET_KEEPCAPS = 8
-PR_SET_NAME = 15
 PR_SET_SECCOMP = 22
 PR_CAPBSET_READ = 23
 PR_CAPBSET_DROP = 24
@@ -145,10 +142,6 @@ LINUX_CAPABILITY_VERSION_3 = 0x20080522
 
 KEYCTL_JOIN_SESSION_KEYRING = 1
 OVERLAYFS_SUPER_MAGIC = 0x794C7630
-TIOCSCTTY = 0x540E
-TIOCSWINSZ = 0x5414
-TIOCGPTN = 0x80045430
-TIOCSPTLCK = 0x40045431
 SIOCGIFFLAGS = 0x8913
 SIOCSIFFLAGS = 0x8914
 IFF_UP = 0x1
@@ -209,11 +202,6 @@ def unmount(target: bytes) -> None:
 def unshare(flags: int) -> None:
     """unshare(2): leave the namespaces named by CLONE_NEW… ``flags`` for new ones."""
     _check(_libc.unshare(ctypes.c_int(flags)), "unshare")
-
-
-def join_namespace(fd: int, kind: int = 0) -> None:
-    """setns(2): enter the namespace that ``fd`` (from /proc/pid/ns) stands for."""
-    _check(_libc.setns(ctypes.c_int(fd), ctypes.c_int(kind)), "setns")
 
 
 def prctl(option: int, *arguments: int) -> int:
@@ -647,7 +635,9 @@ def mount_proc(step: Step) -> None:
         source = os.open(b"/proc", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
         attach_tree(source, target, attributes=NOSUID | NODEV | NOEXEC, recursive=True)
         os.close(source)
-        step.notices.append("/proc shows the processes outside the step: this container may not mount its own")
+        step.notices.append(
+            "/proc shows, and lets steps reach, the processes outside them: this container may not mount its own"
+        )
     os.close(target)
 
 
@@ -1054,7 +1044,7 @@ def become(step: Step) -> None:
     try:
         os.setgroups(request["groups"])
     except PermissionError:
-        if request["groups"]:
+        if set(request["groups"]) - {request["gid"]}:
             step.notices.append("supplementary groups are left out: this user namespace doesn't allow setgroups")
     try:
         os.setresgid(request["gid"], request["gid"], request["gid"])
@@ -1169,12 +1159,18 @@ def enter_root(step: Step) -> None:
 
 
 def open_terminal(size: tuple[int, int]) -> tuple[int, int]:
-    """A pseudo-terminal of the step's own devpts: descriptors of its master and its slave."""
+    """A pseudo-terminal of the step's own devpts, of ``size`` rows and columns, as this process's controlling terminal:
+    descriptors of its master and its slave."""
+    import termios
+
     master = os.open("/dev/pts/ptmx", os.O_RDWR | os.O_NOCTTY | os.O_CLOEXEC)
-    fcntl.ioctl(master, TIOCSPTLCK, struct.pack("i", 0))
-    number = struct.unpack("I", fcntl.ioctl(master, TIOCGPTN, struct.pack("I", 0)))[0]
-    slave = os.open(f"/dev/pts/{number}", os.O_RDWR | os.O_NOCTTY | os.O_CLOEXEC)
-    fcntl.ioctl(slave, TIOCSWINSZ, struct.pack("4H", *size, 0, 0))
+    _check(_libc.unlockpt(master), "unlockpt")
+    name = ctypes.create_string_buffer(64)
+    if _libc.ptsname_r(master, name, ctypes.c_size_t(len(name))):
+        raise OSError(errno.ENOTTY, os.strerror(errno.ENOTTY), "/dev/pts/ptmx")
+    slave = os.open(name.value, os.O_RDWR | os.O_NOCTTY | os.O_CLOEXEC)
+    fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("4H", *size, 0, 0))
+    fcntl.ioctl(slave, termios.TIOCSCTTY, 0)
     return master, slave
 
 
@@ -1195,7 +1191,6 @@ def run_step(request: Request, channel: _socket.socket, output: tuple[int, int],
         if request["terminal"] is not None:
             master, slave = open_terminal(request["terminal"])
             descriptors.append(master)
-            fcntl.ioctl(slave, TIOCSCTTY, 0)
             streams = (slave, slave, slave)
         else:
             streams = (os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC), *output)
@@ -1425,7 +1420,7 @@ class StepGroups:
             if not _join_group(folder):
                 self.notices.append(f"control group {os.fsdecode(folder)} can't be joined")
                 self.devices = False
-        if self.made:
+        if self.made or self.joined:
             _unshare_control_groups()
 
     def remove(self) -> bool:
@@ -1703,9 +1698,17 @@ class Launcher:
             self.groups.remove(groups)
 
     def start_step(self, by_channel: dict[int, int]) -> bool:
-        data, descriptors = receive(self.control, 16)
+        try:
+            data, descriptors = receive(self.control, 16)
+        except OSError:
+            return False
         if not data:
             return False
+        if len(descriptors) != 4:
+            # No room for more descriptors (recvmsg(2), MSG_CTRUNC); the engine sees its end of the channel closed.
+            for fd in descriptors:
+                os.close(fd)
+            return True
         memory, channel_fd, out, err = descriptors
         channel = _socket.socket(fileno=channel_fd)
         size = os.fstat(memory).st_size
@@ -1723,6 +1726,7 @@ class Launcher:
             process = -1
         if process == 0:
             run_step(request, channel, (out, err), groups=groups)
+        del request  # it may hold secrets
         for fd in (memory, out, err):
             os.close(fd)
         if process > 0:

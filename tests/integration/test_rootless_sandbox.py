@@ -48,6 +48,12 @@ sandbox.unshare(sandbox.CLONE_NEWNS)
 sandbox.mount(b"none", b"/", flags=sandbox.MS_REC | sandbox.MS_PRIVATE)
 for name in (b"/etc/subuid", b"/etc/subgid"):
     sandbox.mount(ranges.encode(), name, flags=sandbox.MS_BIND)
+if os.environ.get("MASKED_PROC"):
+    # As in a container: parts of /proc are hidden, so the kernel lets nobody below mount a new one.
+    for line in open("/proc/self/mountinfo", "rb").readlines():
+        if b" - proc " in line and line.split()[4] != b"/proc":
+            sandbox.unmount(line.split()[4])
+    sandbox.mount(b"/dev/null", b"/proc/keys", flags=sandbox.MS_BIND)
 if os.environ.get("UNPRIVILEGED_ROOT"):
     # As in a container: root, without the right to mount.
     sandbox.drop_bounding(~(1 << 21), present=sandbox.read_bounding())
@@ -104,7 +110,7 @@ class User:
         for path in [folder, *folder.rglob("*")]:
             os.chown(path, 65534, 65534, follow_symlinks=False)
 
-    def run(self, script: str, *, as_root: bool = False, **fields: object) -> dict[str, Any]:
+    def run(self, script: str, *, settings: tuple[str, ...] = (), **fields: object) -> dict[str, Any]:
         request = {
             "lower": [str(self.folder / "lower")],
             "upper": str(self.folder / "upper"),
@@ -117,7 +123,7 @@ class User:
             capture_output=True,
             text=True,
             check=False,
-            env={**os.environ, "UNPRIVILEGED_ROOT": "1"} if as_root else None,
+            env={**os.environ, **dict.fromkeys(settings, "1")},
         )
         assert result.returncode == 0, result.stderr
         answer: dict[str, Any] = json.loads(result.stdout)
@@ -253,8 +259,21 @@ def test_subuid_lines_that_are_not_understood_are_skipped(tmp_path: Path) -> Non
 def test_root_without_the_right_to_mount_keeps_its_ids(single_id: User) -> None:
     for path in single_id.folder.rglob("*"):
         os.chown(path, 0, 0, follow_symlinks=False)
-    answer = single_id.run("touch /tmp/f; chown 1000:7 /tmp/f; id -u; cat /proc/self/uid_map", as_root=True)
+    answer = single_id.run(
+        "touch /tmp/f; chown 1000:7 /tmp/f; id -u; cat /proc/self/uid_map", settings=("UNPRIVILEGED_ROOT",)
+    )
     assert (answer["kind"], answer["notices"], answer["uid"]) == ("subids", [], 0)
     assert answer["output"].split() == ["0", "0", "0", "4294967294"]
     status = (single_id.folder / "upper/tmp/f").stat()
     assert (status.st_uid, status.st_gid) == (1000, 7)
+
+
+def test_below_a_masked_proc_steps_see_the_outer_one_with_a_notice(single_id: User) -> None:
+    answer = single_id.run(
+        "readlink /proc/self/exe; cat /proc/keys | wc -c; sleep 1000 & echo done", settings=("MASKED_PROC",)
+    )
+    assert answer["code"] == 0
+    assert answer["output"].split() == ["/bin/busybox", "0", "done"]
+    assert answer["executor"] == [
+        "/proc shows, and lets steps reach, the processes outside them: this container may not mount its own"
+    ]
