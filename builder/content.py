@@ -73,13 +73,12 @@ class DigestRules:
     tops: bool = False
 
     @classmethod
-    def of_copy(cls, op: FileCopy, *, literal: bool = False) -> DigestRules:
+    def of_copy(cls, op: FileCopy) -> DigestRules:
         """What matters to a copy."""
         return cls(
             owners=op.keep_owner and not op.owner,
             xattrs=op.keep_owner,
             mode=None if op.mode is None else parse_mode(op.mode),
-            tops=literal,
         )
 
 
