@@ -12,7 +12,7 @@ from typing import Protocol
 from pybuild.layers.builds import BuildRecord, BuildStep
 from pybuild.values import dataclass
 
-from .graph import Note, Vertex
+from .graph import ContextSource, ImageSource, Note, Vertex
 from .progress import Event, Progress, StepDone, StepStarted
 from .request import BuildRequest
 from .solver_steps import topological
@@ -58,8 +58,10 @@ class Recording:
         self._inner.emit(event)
 
     def expect(self, targets: Sequence[Vertex]) -> None:
-        """Tell which vertices are going to be solved: only their steps are recorded."""
+        """Tell which vertices are going to be solved: only their steps are recorded, without what merely gives them files."""
         for vertex in topological(targets):
+            if isinstance(vertex.op, (ContextSource, ImageSource)):
+                continue
             self._notes.setdefault(vertex.note.title, vertex.note)
 
     def finish(

@@ -233,7 +233,8 @@ class NamespaceExecutor:
             "cwd": os.fsencode(spec.cwd),
             "uid": spec.uid,
             "gid": spec.gid,
-            "groups": list(spec.groups),
+            # The primary group belongs to the list too (CVE-2023-25173): a process that leaves it can't regain access by it.
+            "groups": list(spec.groups if spec.gid in spec.groups else (spec.gid, *spec.groups)),
             "mounts": [_mount(mount) for mount in spec.mounts],
             "files": [
                 (b"etc/resolv.conf", self._resolver_file(spec)),

@@ -30,6 +30,7 @@ import os
 import select
 import struct
 import sys
+import termios
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -1161,8 +1162,6 @@ def enter_root(step: Step) -> None:
 def open_terminal(size: tuple[int, int]) -> tuple[int, int]:
     """A pseudo-terminal of the step's own devpts, of ``size`` rows and columns, as this process's controlling terminal:
     descriptors of its master and its slave."""
-    import termios
-
     master = os.open("/dev/pts/ptmx", os.O_RDWR | os.O_NOCTTY | os.O_CLOEXEC)
     _check(_libc.unlockpt(master), "unlockpt")
     name = ctypes.create_string_buffer(64)

@@ -148,11 +148,12 @@ class Ingest:
         with self._store.full_disk_is_an_error():
             if self._partial is None:
                 self._file, self._path = self._store.temporary()
-                return self
-            self._path = self._partial
-            self._file = self._store.open_partial(self._partial)
+            else:
+                self._file, self._path = self._store.open_partial(self._partial), self._partial
         self.exists = self._expected is not None and self._store.touch(self._expected)
-        if not self.exists:
+        if self.exists:
+            self.restart()
+        elif self._partial is not None:
             self._take_up()
         return self
 

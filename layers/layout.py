@@ -92,49 +92,62 @@ class Content:
 def content_of(descriptor: Descriptor, *, blobs: BlobStore, skip_missing: bool = False) -> Content:
     """All that a manifest or index names, itself included.
 
-    ``skip_missing``: of an index, leave out manifests that the store doesn't hold (foreign layers with URLs always may be missing).
+    ``skip_missing``: of an index, leave out what the store doesn't hold completely (foreign layers with URLs always may be missing).
     Raises BlobNotFound, BlobCorrupt (a size is wrong), InvalidImage.
     """
     found: dict[Digest, Descriptor] = {}
     manifests: list[tuple[Descriptor, Manifest]] = []
-
-    def add(child: Descriptor) -> bool:
-        if child.digest in found:
-            return False
-        size = blobs.size(child.digest)
-        if size != child.size:
-            raise BlobCorrupt(child.digest, what=f"{size} bytes instead of {child.size}")
-        found[child.digest] = child
-        return True
-
-    def walk(parent: Descriptor, depth: int) -> None:
-        if depth == 0:
-            raise InvalidImage("the index nests too many indexes")
-        if not add(parent):
-            return
-        data = blobs.read(parent.digest, limit_bytes=MANIFEST_LIMIT_BYTES)
-        media_type = parent.media_type or media_type_of(data)
-        if media_type in INDEX_TYPES:
-            for child in Index.from_bytes(data).manifests:
-                if skip_missing and not blobs.has(child.digest):
-                    continue
-                if child.media_type in INDEX_TYPES or child.media_type in MANIFEST_TYPES:
-                    walk(child, depth - 1)
-                else:
-                    add(child)
-        elif media_type in MANIFEST_TYPES:
-            manifest = Manifest.from_bytes(data)
-            manifests.append((parent, manifest))
-            add(manifest.config)
-            for layer in manifest.layers:
-                if layer.urls and not blobs.has(layer.digest):
-                    continue
-                add(layer)
-        else:
-            raise InvalidImage(f"{parent.digest} is neither a manifest nor an index but {media_type!r}")
-
-    walk(descriptor, _DEPTH)
+    _walk(descriptor, blobs, found, manifests, skip_missing=skip_missing, depth=_DEPTH)
     return Content(tuple(found.values()), tuple(manifests))
+
+
+def _walk(
+    parent: Descriptor,
+    blobs: BlobStore,
+    found: dict[Digest, Descriptor],
+    manifests: list[tuple[Descriptor, Manifest]],
+    *,
+    skip_missing: bool,
+    depth: int,
+) -> None:
+    if depth == 0:
+        raise InvalidImage("the index nests too many indexes")
+    if parent.digest in found:
+        return
+    _add(parent, blobs, found)
+    data = blobs.read(parent.digest, limit_bytes=MANIFEST_LIMIT_BYTES)
+    media_type = parent.media_type or media_type_of(data)
+    if media_type in MANIFEST_TYPES:
+        manifest = Manifest.from_bytes(data)
+        _add(manifest.config, blobs, found)
+        for layer in manifest.layers:
+            if not layer.urls or blobs.has(layer.digest):
+                _add(layer, blobs, found)
+        manifests.append((parent, manifest))
+        return
+    if media_type not in INDEX_TYPES:
+        raise InvalidImage(f"{parent.digest} is neither a manifest nor an index but {media_type!r}")
+    for child in Index.from_bytes(data).manifests:
+        # A child enters with all that it names, or not at all.
+        more, images = dict(found), list(manifests)
+        try:
+            if child.media_type in INDEX_TYPES or child.media_type in MANIFEST_TYPES:
+                _walk(child, blobs, more, images, skip_missing=skip_missing, depth=depth - 1)
+            else:
+                _add(child, blobs, more)
+        except BlobNotFound:
+            if not skip_missing:
+                raise
+            continue
+        found.update(more)
+        manifests[:] = images
+
+
+def _add(descriptor: Descriptor, blobs: BlobStore, found: dict[Digest, Descriptor]) -> None:
+    size = blobs.size(descriptor.digest)
+    if size != descriptor.size:
+        raise BlobCorrupt(descriptor.digest, what=f"{size} bytes instead of {descriptor.size}")
+    found.setdefault(descriptor.digest, descriptor)
 
 
 # --- names ------------------------------------------------------------------------------------------------------------

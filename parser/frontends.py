@@ -12,7 +12,7 @@ from .dockerfile import Syntax
 from .lines import ParseWarning
 from .source import BOM, Source
 
-LANGUAGE_VERSION = (1, 22)
+LANGUAGE_VERSION = (1, 26)
 """The newest release of docker/dockerfile whose language is implemented."""
 
 _DIRECTIVE = re.compile(r"([a-zA-Z][a-zA-Z0-9]*)[\t\n\f\r ]*=[\t\n\f\r ]*(.+?)[\t\n\f\r ]*")

@@ -101,6 +101,14 @@ class Endpoint:
             return attempt()
         return self._find_scheme(attempt)
 
+    def probe(self) -> Response:
+        """Ask for the API's root without any credentials: 200, or 401 with the challenges. Any other status may come as well."""
+
+        def attempt() -> Response:
+            return self.transport.send(Request("GET", self.url("")))
+
+        return attempt() if self._scheme is not None else self._find_scheme(attempt)
+
     def send_request(self, request: Request, *, scopes: frozenset[str], repository: str = "") -> Response:
         """Send to a URL that the registry gave. The Authorization header goes along only if it is the registry's own origin."""
         if origin(request.url) != origin(self.url("")):

@@ -42,12 +42,10 @@ _PROGRESS_BYTES: Final = 1 << 20
 class NoMatchingPlatform(RegistryError):
     """The index has no entry for the platform."""
 
-    def __init__(self, reference: Reference, platform: Platform, offered: Sequence[Platform]) -> None:
+    def __init__(self, name: str, platform: Platform, offered: Sequence[Platform]) -> None:
         known = sorted({str(item) for item in offered if item.os != "unknown"})
         hint = f"it has: {', '.join(known[:20])}" if known else None
-        super().__init__(
-            f"no match for platform in manifest: {reference.familiar} has nothing for {platform}", hint=hint
-        )
+        super().__init__(f"no match for platform in manifest: {name} has nothing for {platform}", hint=hint)
         self.platform = platform
         self.offered = tuple(offered)
 
@@ -103,8 +101,8 @@ def resolve(
     repository = client.repository(reference)
     lookup = known or (lambda digest: None)
     top = _top(repository, reference, known)
-    indexes, manifests = _select(repository, reference, top, platform=platform, lookup=lookup)
-    return ResolvedReference(reference, top.descriptor, indexes, _with_config(repository, manifests[0], lookup))
+    indexes, manifests = select(repository, reference, top, platform=platform, lookup=lookup)
+    return ResolvedReference(reference, top.descriptor, indexes, read_config(repository, manifests[0], lookup))
 
 
 def pull(
@@ -133,8 +131,8 @@ def pull(
         return _stored(store, digest)
 
     top = _top(repository, reference, lookup if reference.digest is not None else None)
-    indexes, chosen = _select(repository, reference, top, platform=platform, lookup=lookup)
-    images = tuple(_with_config(repository, content, lookup) for content in chosen)
+    indexes, chosen = select(repository, reference, top, platform=platform, lookup=lookup)
+    images = tuple(read_config(repository, content, lookup) for content in chosen)
     puller = _Puller(repository, store, on_progress=on_progress, layer_sink=layer_sink, stop=stop)
     puller.blobs(images)
     for image in images:
@@ -194,14 +192,18 @@ def _child(repository: Repository, entry: Descriptor, lookup: Callable[[Digest],
     )
 
 
-def _select(
+def select(
     repository: Repository,
     reference: Reference,
     top: ManifestContent,
     *,
     platform: Platform | None,
-    lookup: Callable[[Digest], bytes | None],
+    lookup: Callable[[Digest], bytes | None] = lambda digest: None,
 ) -> tuple[tuple[ManifestContent, ...], list[ManifestContent]]:
+    """The indexes on the way, the outermost first, and the manifests for ``platform`` (one; None: all) that ``top`` leads to.
+
+    ``lookup`` may give the bytes of those that are here. Raises NoMatchingPlatform, UnsupportedManifest, ContentMismatch, RegistryError.
+    """
     indexes: list[ManifestContent] = []
     chosen: list[ManifestContent] = []
     seen: set[Digest] = set()
@@ -227,7 +229,9 @@ def _select(
             return
         found = _by_config(repository, entries, platform, lookup)
         if found is None:
-            raise NoMatchingPlatform(reference, platform, [e.platform for e in entries if e.platform is not None])
+            raise NoMatchingPlatform(
+                reference.familiar, platform, [e.platform for e in entries if e.platform is not None]
+            )
         walk(found, depth + 1)
 
     walk(top, 0)
@@ -252,15 +256,18 @@ def _by_config(
             if inner is not None:
                 return content
             continue
-        image = _with_config(repository, content, lookup)
+        image = read_config(repository, content, lookup)
         if image.config is not None and rank(image.config.platform, platform) is not None:
             return content
     return None
 
 
-def _with_config(
-    repository: Repository, content: ManifestContent, lookup: Callable[[Digest], bytes | None]
+def read_config(
+    repository: Repository,
+    content: ManifestContent,
+    lookup: Callable[[Digest], bytes | None] = lambda digest: None,
 ) -> PulledManifest:
+    """The manifest with its configuration, read and verified. Raises ContentMismatch, ImageNotFound, RegistryError."""
     manifest = Manifest.from_bytes(content.data)
     where = str(content.descriptor.digest)
     if manifest.config.size > CONFIG_BYTES:

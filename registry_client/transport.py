@@ -1,17 +1,7 @@
 """HTTP for everything that pybuild fetches or sends: pooled connections, retries, redirects, bounds, redaction.
 
-Owns connections and the errors of talking over them, as this tree:
-
-    RegistryError
-    ├── ConnectionFailed       no answer, or it broke: refused, reset, stalled, short, TLS
-    ├── UnexpectedStatus       an answer that isn't the one asked for
-    │   ├── NotFound (404) · Unauthorized (401) · Denied (403) · RateLimited (429)
-    ├── AnswerTooLarge         more bytes than the answer may have
-    ├── BadRedirect            a loop, too many, or one that leads nowhere
-    └── Offline                the network is not to be used
-
-Never knows about credentials, registries or images; an Authorization header that a caller gives goes to the URL's own origin
-and to no other. Only this module imports requests, and only once something is sent.
+Owns connections. Never knows about credentials, registries or images; an Authorization header that a caller gives goes to the URL's
+own origin and to no other. Only this module and its ``pools`` import requests, and only once something is sent.
 """
 
 from __future__ import annotations
@@ -23,9 +13,22 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Final, Protocol
 from urllib.parse import urljoin, urlsplit
 
-from pybuild.errors import PybuildError
 from pybuild.values import dataclass, field
 
+from .failures import (
+    AnswerTooLarge,
+    BadRedirect,
+    ConnectionFailed,
+    Denied,
+    NotFound,
+    Offline,
+    RateLimited,
+    RegistryError,
+    Unauthorized,
+    UnexpectedStatus,
+    error_detail,
+    translated_errors,
+)
 from .redaction import redact_url
 from .retry import retry_after_seconds
 from .settings import NetworkSettings, RegistrySettings, is_loopback
@@ -44,100 +47,6 @@ _MAX_REDIRECTS: Final = 10
 _MAX_RETRY_AFTER_SECONDS: Final = 60.0
 _RETRY_STATUSES: Final = frozenset({408, 429, 500, 502, 503, 504})
 _REDIRECTS: Final = frozenset({301, 302, 303, 307, 308})
-
-
-class RegistryError(PybuildError):
-    """Anything that goes wrong between us and a registry or another server."""
-
-
-class Offline(RegistryError):
-    """A request was needed while the network is not to be used."""
-
-    def __init__(self, url: str) -> None:
-        super().__init__(f"{redact_url(url)} is needed, but the network is off", hint="run without --offline")
-
-
-class ConnectionFailed(RegistryError):
-    """The connection couldn't be made or broke. ``kind``: ``connect``, ``resolve``, ``reset``, ``stalled``, ``short``, ``tls`` or
-    ``protocol``."""
-
-    def __init__(self, url: str, kind: str, reason: str) -> None:
-        hint = None
-        if kind == "tls":
-            host = urlsplit(url).netloc.rpartition("@")[2]
-            hint = f'trust its authority with ca = ["FILE"] under [registry."{host}"], or set insecure = true there'
-        super().__init__(f"{redact_url(url)}: {reason}", hint=hint)
-        self.url = redact_url(url)
-        self.kind = kind
-        self.reason = reason
-
-
-class AnswerTooLarge(RegistryError):
-    """A server sent more than the answer may have."""
-
-    def __init__(self, url: str, limit: int) -> None:
-        super().__init__(f"{redact_url(url)}: the answer is larger than the {limit} bytes that are allowed")
-        self.limit = limit
-
-
-class BadRedirect(RegistryError):
-    """Redirects that loop, don't end, or don't lead to HTTP."""
-
-    def __init__(self, url: str, reason: str) -> None:
-        super().__init__(f"{redact_url(url)}: {reason}")
-
-
-class UnexpectedStatus(RegistryError):
-    """An HTTP status that the operation has no use for. ``codes`` and ``detail`` are the registry's own, if it gave any."""
-
-    def __init__(
-        self,
-        method: str,
-        url: str,
-        *,
-        status: int,
-        codes: tuple[str, ...] = (),
-        detail: str = "",
-        hint: str | None = None,
-    ) -> None:
-        said = f": {detail}" if detail else ""
-        super().__init__(f"{method} {redact_url(url)}: {self._word(status)}{said}", hint=hint)
-        self.method = method
-        self.url = redact_url(url)
-        self.status = status
-        self.codes = codes
-        self.detail = detail
-
-    @staticmethod
-    def _word(status: int) -> str:
-        words = {
-            400: "bad request",
-            401: "authentication required",
-            403: "access denied",
-            404: "not found",
-            405: "not supported by the registry",
-            413: "too large for the registry",
-            416: "range not satisfiable",
-            429: "too many requests",
-        }
-        word = words.get(status)
-        return f"{word} (status {status})" if word else f"unexpected status {status}"
-
-
-class NotFound(UnexpectedStatus):
-    """Status 404."""
-
-
-class Unauthorized(UnexpectedStatus):
-    """Status 401, after whatever credentials there were had been tried."""
-
-
-class Denied(UnexpectedStatus):
-    """Status 403."""
-
-
-class RateLimited(UnexpectedStatus):
-    """Status 429, and waiting as the server asks would take too long."""
 
 
 class Body(Protocol):
@@ -502,120 +411,6 @@ def origin(url: str) -> tuple[str, str, int]:
     except ValueError:
         port = -1
     return parts.scheme, (parts.hostname or "").lower(), port
-
-
-def error_detail(body: bytes) -> tuple[tuple[str, ...], str]:
-    """The codes and messages of a registry's error body (distribution specification, "Error Codes"), else its first words."""
-    import json
-
-    from .redaction import printable
-
-    try:
-        value = json.loads(body)
-    except (ValueError, RecursionError):
-        value = None
-    if not isinstance(value, dict):
-        text = body[:300].decode("utf-8", "replace").strip()
-        return (), "" if text.startswith("<") else printable(text, limit=200)
-    errors = value.get("errors")
-    codes: list[str] = []
-    texts: list[str] = []
-    for item in errors[:5] if isinstance(errors, list) else []:
-        if not isinstance(item, dict):
-            continue
-        code, message, detail = item.get("code"), item.get("message"), item.get("detail")
-        if isinstance(code, str) and code:
-            codes.append(printable(code, limit=60))
-        text = message if isinstance(message, str) and message else code if isinstance(code, str) else ""
-        if isinstance(detail, str) and detail and detail != text:
-            text = f"{text} ({detail})"
-        if text:
-            texts.append(printable(text, limit=300))
-    if not texts:
-        for key in ("message", "error_description", "error", "details", "detail"):
-            if isinstance(value.get(key), str) and value[key]:
-                texts.append(printable(value[key], limit=300))
-                break
-    return tuple(codes), "; ".join(texts)
-
-
-class translated_errors:
-    """Turns the HTTP library's exceptions inside it into ConnectionFailed for ``url``."""
-
-    __slots__ = ("_url",)
-
-    def __init__(self, url: str) -> None:
-        self._url = url
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        if error is None or isinstance(error, PybuildError) or not isinstance(error, Exception):
-            return
-        failure = _connection_failed(self._url, error)
-        if failure is not None:
-            raise failure from error
-
-
-def _connection_failed(url: str, error: Exception) -> ConnectionFailed | None:
-    import http.client
-    import socket
-    import ssl
-
-    import requests.exceptions
-    import urllib3.exceptions as lower
-
-    if not isinstance(
-        error, requests.exceptions.RequestException | lower.HTTPError | http.client.HTTPException | OSError | ValueError
-    ):
-        return None
-    causes = list(_causes(error))
-    for cause in causes:
-        if isinstance(cause, socket.gaierror):
-            return ConnectionFailed(url, "resolve", "the host name can't be resolved")
-        if isinstance(cause, ssl.SSLCertVerificationError):
-            reason = getattr(cause, "verify_message", "") or "verification failed"
-            return ConnectionFailed(url, "tls", f"the server's certificate is not trusted ({reason})")
-        if isinstance(cause, ConnectionRefusedError):
-            return ConnectionFailed(url, "connect", "the connection was refused")
-    for cause in causes:
-        if isinstance(cause, lower.ConnectTimeoutError) and not isinstance(cause, lower.NewConnectionError):
-            return ConnectionFailed(url, "connect", "no connection within the time limit")
-        if isinstance(cause, TimeoutError | lower.ReadTimeoutError):
-            return ConnectionFailed(url, "stalled", "the server stopped answering")
-    for cause in causes:
-        if isinstance(cause, ssl.SSLError):
-            wrong = "WRONG_VERSION_NUMBER" in str(cause) or "HTTP_REQUEST" in str(cause) or "RECORD_LAYER" in str(cause)
-            if isinstance(cause, ssl.SSLEOFError | ssl.SSLZeroReturnError):
-                return ConnectionFailed(url, "reset", "the connection was closed")
-            reason = "the server doesn't speak TLS" if wrong else f"TLS failed ({cause.reason or 'unknown reason'})"
-            return ConnectionFailed(url, "tls", reason)
-        if isinstance(cause, lower.IncompleteRead | http.client.IncompleteRead):
-            return ConnectionFailed(url, "short", "the answer ended before its length")
-        if isinstance(cause, http.client.RemoteDisconnected | ConnectionError):
-            return ConnectionFailed(url, "reset", "the connection was closed by the server")
-    for cause in causes:
-        if isinstance(cause, lower.ProxyError | requests.exceptions.ProxyError):
-            return ConnectionFailed(url, "connect", "the proxy refused or can't be reached")
-        if isinstance(cause, OSError) and cause.errno is not None:
-            import os
-
-            return ConnectionFailed(url, "connect", os.strerror(cause.errno).lower())
-    return ConnectionFailed(url, "protocol", "the server's answer is not valid HTTP")
-
-
-def _causes(error: BaseException) -> Iterator[BaseException]:
-    # The libraries wrap each other's exceptions in arguments and attributes as well as in __cause__.
-    pending: list[object] = [error]
-    seen: set[int] = set()
-    while pending and len(seen) < 50:
-        item = pending.pop(0)
-        if not isinstance(item, BaseException) or id(item) in seen:
-            continue
-        seen.add(id(item))
-        yield item
-        pending += [item.__cause__, item.__context__, getattr(item, "reason", None), *item.args]
 
 
 def _make_adapter(tls: TlsSettings, network: NetworkSettings) -> HTTPAdapter:

@@ -44,3 +44,5 @@ if [ ! -e "$stamp" ] || [ pyproject.toml -nt "$stamp" ]; then
     touch "$stamp"
 fi
 tools/link_packages.sh
+# Some machines set PYTHONDONTWRITEBYTECODE, and then compile all of it again at every start.
+.venv/bin/python -m compileall -q src/pybuild parser layers builder registry_client daemon

@@ -851,12 +851,10 @@ def test_endless_tag_pages_end(registry: FaultRegistry) -> None:
             list(repository.tags())
 
 
-@pytest.mark.parametrize("body", [b"", b"[]", b'{"tags":{}}', b'{"tags":[1]}', b"nonsense"])
+@pytest.mark.parametrize("body", [b'{"tags":{}}', b'{"tags":[1]}', b'{"tags":"x"}'])
 def test_unreadable_lists_are_refused(registry: FaultRegistry, body: bytes) -> None:
     registry.on("GET", "/tags/list", answer(200, body))
     with client_for() as client:
         repository = client.repository(Reference.parse(f"{registry.host}/{NAME}"))
-        try:
-            assert list(repository.tags()) == []
-        except PybuildError as error:
-            assert "can't be read" in error.message
+        with pytest.raises(PybuildError, match="can't be read"):
+            list(repository.tags())

@@ -286,12 +286,16 @@ def test_a_full_target_is_a_clear_error(blobs: BlobStore, tmp_path: Path) -> Non
 def test_what_an_index_lists_may_be_absent_if_asked(blobs: BlobStore) -> None:
     index = make_index(blobs)
     arm = Index.from_bytes(blobs.read(index.digest, limit_bytes=9999)).manifests[1]
-    blobs.delete(arm.digest)
-    with pytest.raises(BlobNotFound):
-        oci_tar(blobs, ExportedImage(index))
-    out = io.BytesIO()
-    write_layout_tar([ExportedImage(index)], out, blobs=blobs, skip_missing=True)
-    assert f"blobs/sha256/{arm.digest.hex}" not in members(out.getvalue())
+    config = Manifest.from_bytes(blobs.read(arm.digest, limit_bytes=9999)).config
+    for missing in (config.digest, arm.digest):
+        blobs.delete(missing)
+        with pytest.raises(BlobNotFound):
+            oci_tar(blobs, ExportedImage(index))
+        out = io.BytesIO()
+        write_layout_tar([ExportedImage(index)], out, blobs=blobs, skip_missing=True)
+        names = members(out.getvalue()).keys()
+        assert f"blobs/sha256/{arm.digest.hex}" not in names, "without its configuration the manifest is of no use"
+        assert f"blobs/sha256/{Digest.of(TWO).hex}" in names
 
 
 def test_copying_falls_back_to_reading_and_writing(tmp_path: Path) -> None:

@@ -86,7 +86,7 @@ def test_a_missing_file_is_empty_and_a_broken_one_an_error(tmp_path: Path) -> No
         with pytest.raises(CredentialError):
             DockerConfig(str(tmp_path / "config.json"), environment={}).get("r.example")
     config = _config(tmp_path, {"auths": {"r.example": {"auth": "bm9jb2xvbg=="}}})
-    with pytest.raises(CredentialError, match="r.example"):
+    with pytest.raises(CredentialError, match=r"r\.example"):
         config.get("r.example")
 
 

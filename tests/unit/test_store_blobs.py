@@ -9,6 +9,7 @@ import hashlib
 import multiprocessing
 import os
 import signal
+import tempfile
 import threading
 import time
 from pathlib import Path
@@ -16,6 +17,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from pybuild.errors import Cancelled, PybuildError
 from pybuild.layers.blobs import BlobCorrupt, BlobNotFound, BlobStore, BlobTooLarge, StoreFull, raise_if_full
@@ -242,6 +244,22 @@ def test_the_second_downloader_waits_and_finds_the_blob(blobs: BlobStore) -> Non
     assert leftovers(blobs) == []
 
 
+@pytest.mark.parametrize("key", [None, "url"])
+def test_what_exists_may_be_written_again_all_the_same(blobs: BlobStore, key: str | None) -> None:
+    with blobs.ingest(expected=HELLO, partial_key=key) as ingest:
+        ingest.write(b"a longer beginning")
+    blobs.write(b"hello")
+    with blobs.ingest(expected=HELLO, expected_size=5, partial_key=key) as ingest:
+        assert ingest.exists
+        assert ingest.offset == 0
+        ingest.write(b"hello")
+        assert ingest.commit() == (HELLO, 5)
+    assert blobs.read(HELLO, limit_bytes=99) == b"hello"
+    with blobs.ingest(expected=HELLO, partial_key=key) as ingest:
+        assert ingest.exists
+    assert leftovers(blobs) == []
+
+
 def _hang_in_ingest(root: Path, key: str | None, tmpfile: bool, ready: object) -> None:
     blobs = BlobStore(root)
     blobs._tmpfile = tmpfile
@@ -357,3 +375,77 @@ def test_a_transient_lock_is_held_by_one_at_a_time(tmp_path: Path) -> None:
     assert len(worst) == 360
     assert max(worst) == 1
     assert not (tmp_path / "lock").exists()
+
+
+class BlobStoreModel(RuleBasedStateMachine):
+    """Whatever is done in whatever order, the store holds what a dictionary would."""
+
+    contents = st.binary(max_size=20)
+    keys = st.sampled_from(["a", "b"])
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.directory = tempfile.TemporaryDirectory()
+        self.blobs = BlobStore(Path(self.directory.name))
+        self.known: dict[Digest, bytes] = {}
+        self.begun: dict[str, bytes] = {}
+
+    def teardown(self) -> None:
+        self.directory.cleanup()
+
+    @rule(data=contents)
+    def write(self, data: bytes) -> None:
+        digest = self.blobs.write(data)
+        self.known[digest] = data
+
+    @rule(data=contents, named=st.booleans(), finish=st.booleans())
+    def stream(self, data: bytes, named: bool, finish: bool) -> None:
+        self.blobs._tmpfile = not named
+        with self.blobs.ingest() as ingest:
+            for at in range(len(data)):
+                ingest.write(data[at : at + 1])
+            if finish:
+                digest, size = ingest.commit()
+                assert size == len(data)
+                self.known[digest] = data
+
+    @rule(key=keys, data=contents, finish=st.booleans(), restart=st.booleans())
+    def download(self, key: str, data: bytes, finish: bool, restart: bool) -> None:
+        with self.blobs.ingest(partial_key=key) as ingest:
+            before = self.begun.get(key, b"")
+            assert ingest.offset == len(before)
+            if restart:
+                ingest.restart()
+                before = b""
+            ingest.write(data)
+            self.begun[key] = before + data
+            if finish:
+                digest, _ = ingest.commit()
+                self.known[digest] = self.begun.pop(key)
+
+    @rule(data=contents)
+    def refuse(self, data: bytes) -> None:
+        with pytest.raises(BlobCorrupt), self.blobs.ingest(expected=Digest.of(b"something else entirely")) as ingest:
+            ingest.write(data)
+            ingest.commit()
+
+    @rule(data=contents)
+    def delete(self, data: bytes) -> None:
+        self.blobs.delete(Digest.of(data))
+        self.known.pop(Digest.of(data), None)
+
+    @rule()
+    def sweep(self) -> None:
+        assert self.blobs.sweep(partial_older_than=time.time() + 99) == sum(map(bool, self.begun.values()))
+        self.begun.clear()
+
+    @invariant()
+    def holds_what_a_dictionary_holds(self) -> None:
+        assert set(self.blobs) == set(self.known)
+        for digest, data in self.known.items():
+            assert self.blobs.read(digest, limit_bytes=99) == data
+        assert len(leftovers(self.blobs)) == sum(map(bool, self.begun.values()))
+
+
+TestBlobStoreModel = BlobStoreModel.TestCase
+TestBlobStoreModel.settings = settings(deadline=None, max_examples=25, stateful_step_count=20)

@@ -528,3 +528,57 @@ def test_a_lease_waits_for_a_collection_that_decides(store: Store) -> None:
         order.append("decided")
     thread.join()
     assert order == ["decided", "leased"]
+
+
+def _build_forever(root: Path, number: int) -> None:
+    with Store(root, clock=time.time) as store:
+        round = 0
+        while True:
+            round += 1
+            with store.lease(), store.active.make() as active:
+                (active / "upper").mkdir()
+                stack: tuple[Digest, ...] = ()
+                for step in range(4):
+                    with store.cache.lock(f"{round}-{step}"):
+                        record = store.cache.get(f"{round}-{step}")
+                        if record is None:
+                            stack = (*stack, make_layer(store, f"{round}-{step}".encode() * 50))
+                            make_record(store, f"{round}-{step}", *stack)
+                        else:
+                            stack = record.layers
+                make_image(store, f"docker.io/library/i{number}:{round % 5}", *stack, env=f"A={round}")
+            if round % 3 == 0:
+                Collector(store).prune_images()
+
+
+def test_nothing_that_was_finished_is_lost_by_kills_at_any_moment(tmp_path: Path) -> None:
+    root = tmp_path / "root"
+    images = 0
+    for number in range(12):
+        processes = [_FORK.Process(target=_build_forever, args=(root, n)) for n in range(2)]
+        for process in processes:
+            process.start()
+        time.sleep(0.02 + 0.013 * number)
+        for process in processes:
+            assert process.pid is not None
+            os.kill(process.pid, signal.SIGKILL)
+        for process in processes:
+            process.join()
+        with Store(root, clock=time.time) as store:
+            assert store.database.query("PRAGMA integrity_check") == [("ok",)]
+            assert os.listdir(root / "active") == []
+            for image in store.images.list(dangling=False):
+                images += 1
+                part = image.choose()
+                assert part is not None
+                assert store.images.config(part).diff_ids == part.diff_ids
+                for digest in part.diff_ids:
+                    store.blobs.read(digest, limit_bytes=1000)
+            for (key,) in store.database.query("SELECT key FROM cache_record"):
+                store.cache.get(key)
+    assert images > 0
+    with Store(root, clock=time.time) as store:
+        collector = Collector(store)
+        collector.prune_images(all=True)
+        collector.prune(ALL)
+        assert files(store) == []

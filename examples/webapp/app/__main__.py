@@ -65,7 +65,7 @@ def main():
             "SERVER_PORT": "80",
             "wsgi.errors": sys.stderr,
         }
-        print(b"".join(app.wsgi(environ, lambda status, headers: print(status))).decode())
+        print(b"".join(app.wsgi(environ, lambda status, headers, exc_info=None: print(status))).decode())
     else:
         bottle.run(app, host="127.0.0.1", port=options.port, quiet=True)
 
