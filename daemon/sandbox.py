@@ -1457,7 +1457,8 @@ class ControlGroups:
         folder = os.path.join(parent, self.name)
         try:
             for name in os.listdir(parent):
-                if name.startswith(b"pybuild-"):
+                keeper = name.removeprefix(b"pybuild-")
+                if keeper != name and keeper.isdigit() and not os.path.exists(b"/proc/" + keeper):
                     _remove_group(os.path.join(parent, name))
             os.mkdir(folder, 0o755)
             self._restrict(folder)
