@@ -175,6 +175,7 @@ class Collector:
                 now = self._store.clock()
                 self._store.blobs.sweep(partial_older_than=now + 1.0 if everything else now - PARTIAL_SECONDS)
                 self._store.active.sweep()
+                self._store.sweep_locks()
         return PruneReport(tuple(filter(plan.removes, rows)), plan.freed_bytes)
 
     # --- deciding -----------------------------------------------------------------------------------------------------

@@ -30,6 +30,7 @@ from .active import ActiveDirectories
 from .blobs import BlobStore, raise_if_full
 from .database import Database, StoreTooNew
 from .leases import Leases
+from .locks import try_lock_file
 
 if TYPE_CHECKING:
     from .builds import Builds
@@ -43,6 +44,7 @@ if TYPE_CHECKING:
 
 FORMAT = 1
 _DIRECTORIES = ("blobs", "ingest", "layers", "active", "cache-mounts", "locks")
+_LASTING_LOCKS = frozenset({"gc", "database"})
 PARTIAL_SECONDS = 7 * 86400.0
 
 
@@ -146,6 +148,13 @@ class Store:
         """Remove what dead processes left in ``ingest/`` and ``active/``."""
         self.blobs.sweep(partial_older_than=self.clock() - PARTIAL_SECONDS)
         self.active.sweep()
+
+    def sweep_locks(self) -> None:
+        """Remove the lock files of killed processes. All locks here are taken by ``lock_file``, which notices."""
+        for name in os.listdir(self.locks):
+            if name not in _LASTING_LOCKS:
+                with try_lock_file(self.locks / name, transient=True):
+                    pass
 
     def close(self) -> None:
         """Write what is pending and close the database; the store opens it again if it is used again."""

@@ -554,11 +554,11 @@ def _build_forever(root: Path, number: int) -> None:
 def test_nothing_that_was_finished_is_lost_by_kills_at_any_moment(tmp_path: Path) -> None:
     root = tmp_path / "root"
     images = 0
-    for number in range(12):
+    for number in range(8):
         processes = [_FORK.Process(target=_build_forever, args=(root, n)) for n in range(2)]
         for process in processes:
             process.start()
-        time.sleep(0.02 + 0.013 * number)
+        time.sleep(0.02 + 0.02 * number)
         for process in processes:
             assert process.pid is not None
             os.kill(process.pid, signal.SIGKILL)
