@@ -9,16 +9,17 @@ from __future__ import annotations
 import contextlib
 import os
 import stat
-import tarfile
 from typing import BinaryIO, Final, Protocol, cast
 
 from pybuild.errors import PybuildError
 from pybuild.layers.compression import CorruptStream, StreamTooLarge, decompressed
+from pybuild.layers.entries import Kind
+from pybuild.layers.tar_read import InvalidTar, TarEntry, TarReader
 from pybuild.values import dataclass
 
 HEADER_BYTES: Final = 1024
 _BLOCK: Final = 512
-_CHUNK: Final = 1 << 20
+_SECOND: Final = 1_000_000_000
 _GZIP: Final = b"\x1f\x8b\x08"
 _BZIP2: Final = b"BZh"
 _XZ: Final = b"\xfd7zXZ\x00"
@@ -84,13 +85,10 @@ def unpack_archive(
     """Unpack the tar in ``stream`` (which stays open) below ``directory``, an empty directory. ``limit_bytes`` counts what the
     decompressor gives. Raises BadContextArchive."""
     try:
-        with (
-            decompressed(cast(BinaryIO, stream), limit_bytes=limit_bytes) as plain,
-            tarfile.open(fileobj=plain, mode="r|", errors="surrogateescape") as archive,
-        ):
-            return _Unpacker(directory, limit_entries=limit_entries).run(archive)
-    except (CorruptStream, StreamTooLarge, tarfile.TarError, EOFError, ValueError) as error:
-        raise BadContextArchive(str(error)) from None
+        with decompressed(cast(BinaryIO, stream), limit_bytes=limit_bytes) as plain:
+            return _Unpacker(directory, limit_entries=limit_entries).run(TarReader(plain))
+    except (CorruptStream, StreamTooLarge, InvalidTar) as error:
+        raise BadContextArchive(error.message) from None
     except OSError as error:
         raise BadContextArchive((error.strerror or str(error)).lower()) from None
 
@@ -100,19 +98,15 @@ def newest_file_time(stream: BinaryIO) -> float | None:
     header = read_up_to(stream, HEADER_BYTES)
     if not is_archive(header):
         return None
-    newest: float | None = None
+    newest: int | None = None
     try:
-        with (
-            decompressed(cast(BinaryIO, Joined(header, stream))) as plain,
-            tarfile.open(fileobj=plain, mode="r|", errors="surrogateescape") as archive,
-        ):
-            while (member := archive.next()) is not None:
-                vars(archive)["members"].clear()
-                if member.isreg() and (newest is None or member.mtime > newest):
-                    newest = float(member.mtime)
-    except (CorruptStream, tarfile.TarError, EOFError, ValueError):
+        with decompressed(cast(BinaryIO, Joined(header, stream))) as plain:
+            for entry in TarReader(plain):
+                if entry.kind is Kind.FILE and (newest is None or entry.mtime_ns > newest):
+                    newest = entry.mtime_ns
+    except (CorruptStream, InvalidTar):
         return None
-    return newest
+    return None if newest is None else newest / _SECOND
 
 
 class Joined:
@@ -151,63 +145,64 @@ class _Unpacker:
         self._directory_times: dict[str, tuple[int, int]] = {}
         self._size = 0
 
-    def run(self, archive: tarfile.TarFile) -> UnpackedArchive:
+    def run(self, archive: TarReader) -> UnpackedArchive:
         entries = 0
-        newest: float | None = None
-        while (member := archive.next()) is not None:
-            vars(archive)["members"].clear()  # or it would keep all it has seen
+        newest: int | None = None
+        for entry in archive:
             entries += 1
             if entries > self._limit_entries:
                 raise BadContextArchive(f"it has more than {self._limit_entries} entries")
-            if member.isreg() and (newest is None or member.mtime > newest):
-                newest = float(member.mtime)
-            self._unpack(archive, member)
+            if entry.kind is Kind.FILE and (newest is None or entry.mtime_ns > newest):
+                newest = entry.mtime_ns
+            self._unpack(archive, entry)
         # Children change their directory's time, so these come last; modes too, or a read-only one couldn't be filled.
-        for path, (mode, mtime) in sorted(self._directory_times.items(), reverse=True):
+        for path, (mode, mtime_ns) in sorted(self._directory_times.items(), reverse=True):
             host = self._host(path)
             os.chmod(host, mode)
-            os.utime(host, ns=(mtime, mtime))
-        return UnpackedArchive(entries, self._size, newest)
+            os.utime(host, ns=(mtime_ns, mtime_ns))
+        return UnpackedArchive(entries, self._size, None if newest is None else newest / _SECOND)
 
     def _host(self, path: str) -> str:
         return f"{self._root}/{path}" if path else self._root
 
-    def _unpack(self, archive: tarfile.TarFile, member: tarfile.TarInfo) -> None:
-        path = _clean(member.name)
-        mode = stat.S_IMODE(member.mode)
-        mtime = int(member.mtime * 1_000_000_000)
+    def _unpack(self, archive: TarReader, entry: TarEntry) -> None:
+        path = entry.path
+        if ".." in entry.name and ".." in entry.name.split("/"):
+            raise BadContextArchive(f"{entry.name!r} leaves the archive")  # no tool writes such a name
         if not path:
-            if member.isdir():
-                self._directory_times[""] = (mode | 0o500, mtime)
+            if entry.kind is Kind.DIRECTORY:
+                self._directory_times[""] = (entry.mode | 0o500, entry.mtime_ns)
             return
-        parent, _, _ = path.rpartition("/")
-        self._make_parents(parent)
+        self._make_parents(path.rpartition("/")[0])
         host = self._host(path)
-        if member.isdir():
+        if entry.kind is Kind.DIRECTORY:
             self._clear(path, host, keep_directory=True)
             with contextlib.suppress(FileExistsError):
                 os.mkdir(host, 0o700)
             self._real.add(path)
-            self._directory_times[path] = (mode | 0o500, mtime)
+            self._directory_times[path] = (entry.mode | 0o500, entry.mtime_ns)
             return
-        self._clear(path, host, keep_directory=False)
-        if member.isreg():
-            self._file(archive, member, host, mode)
-        elif member.issym():
-            os.symlink(member.linkname, host)
-        elif member.islnk():
-            self._hard_link(member, host)
-            return
-        elif member.isfifo():
-            os.mkfifo(host, 0o600)
-            os.chmod(host, mode)
-        elif member.ischr() or member.isblk():
-            kind = stat.S_IFCHR if member.ischr() else stat.S_IFBLK
-            os.mknod(host, kind | 0o600, os.makedev(member.devmajor, member.devminor))
-            os.chmod(host, mode)
-        else:
-            raise BadContextArchive(f"{member.name!r} has the unknown type {member.type!r}")
-        os.utime(host, ns=(mtime, mtime), follow_symlinks=False)
+        match entry.kind:
+            case Kind.FILE:
+                self._file(archive, entry, path, host)
+                return
+            case Kind.HARDLINK:
+                self._clear(path, host, keep_directory=False)
+                self._hard_link(entry, host)
+                return
+            case Kind.SYMLINK:
+                self._clear(path, host, keep_directory=False)
+                os.symlink(entry.link, host)
+            case Kind.FIFO:
+                self._clear(path, host, keep_directory=False)
+                os.mkfifo(host, 0o600)
+                os.chmod(host, entry.mode)
+            case _:
+                self._clear(path, host, keep_directory=False)
+                kind = stat.S_IFCHR if entry.kind is Kind.CHARACTER else stat.S_IFBLK
+                os.mknod(host, kind | 0o600, os.makedev(*entry.device))
+                os.chmod(host, entry.mode)
+        os.utime(host, ns=(entry.mtime_ns, entry.mtime_ns), follow_symlinks=False)
 
     def _make_parents(self, path: str) -> None:
         """Every parent must be a real directory: nothing is written through a symbolic link."""
@@ -241,35 +236,29 @@ class _Unpacker:
             return
         os.unlink(host)
 
-    def _file(self, archive: tarfile.TarFile, member: tarfile.TarInfo, host: str, mode: int) -> None:
-        self._size += member.size
-        source = archive.extractfile(member)
-        if source is None:
-            raise BadContextArchive(f"{member.name!r} has no content")
-        descriptor = os.open(host, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
-        with os.fdopen(descriptor, "wb", buffering=0) as out, source:
-            left = member.size
-            while left:
-                data = source.read(min(left, _CHUNK))
-                if not data:
-                    raise BadContextArchive(f"it ends in the middle of {member.name!r}")
-                view = memoryview(data)
-                while view:
-                    view = view[out.write(view) :]
-                left -= len(data)
-            os.fchmod(out.fileno(), mode)
-
-    def _hard_link(self, member: tarfile.TarInfo, host: str) -> None:
-        target = _clean(member.linkname)
-        parent = target.rpartition("/")[0]
-        if not target or not self._is_real(parent):
-            raise BadContextArchive(f"{member.name!r} is a link to {member.linkname!r}, which is not in the archive")
+    def _file(self, archive: TarReader, entry: TarEntry, path: str, host: str) -> None:
+        self._size += entry.size
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
         try:
+            descriptor = os.open(host, flags, 0o600)
+        except FileExistsError:
+            self._clear(path, host, keep_directory=False)
+            descriptor = os.open(host, flags, 0o600)
+        try:
+            archive.copy_to(descriptor)
+            os.fchmod(descriptor, entry.mode)
+            os.utime(descriptor, ns=(entry.mtime_ns, entry.mtime_ns))
+        finally:
+            os.close(descriptor)
+
+    def _hard_link(self, entry: TarEntry, host: str) -> None:
+        target = entry.link
+        try:
+            if not target or not self._is_real(target.rpartition("/")[0]):
+                raise FileNotFoundError
             os.link(self._host(target), host, follow_symlinks=False)
         except OSError:
-            raise BadContextArchive(
-                f"{member.name!r} is a link to {member.linkname!r}, which is not in the archive"
-            ) from None
+            raise BadContextArchive(f"{entry.name!r} is a link to {target!r}, which is not in the archive") from None
 
     def _is_real(self, path: str) -> bool:
         if path in self._real:
@@ -284,13 +273,3 @@ class _Unpacker:
         if real:
             self._real.add(path)
         return real
-
-
-def _clean(name: str) -> str:
-    """The path inside the directory. Leading slashes mean the archive's root; ``..`` is refused: no tool writes it."""
-    parts = [part for part in name.split("/") if part not in ("", ".")]
-    if ".." in parts:
-        raise BadContextArchive(f"{name!r} leaves the archive")
-    if "\x00" in name:
-        raise BadContextArchive("a name contains a zero byte")
-    return "/".join(parts)
