@@ -24,13 +24,9 @@ from .digest import Digest
 from .facts import Fact
 from .images import Images, StoredImage, Use
 from .store import PARTIAL_SECONDS, Store
-from .usage import (
-    CacheUsage,
+from .survey import (
     RecordRow,
     Survey,
-    Usage,
-    UsageFilter,
-    UsageType,
     fact_id,
     live_names,
     rows_of,
@@ -38,6 +34,7 @@ from .usage import (
     tree_size,
     usage_of,
 )
+from .usage import CacheUsage, Usage, UsageFilter, UsageType
 
 _EVICTED_KEPT = 20_000
 _FILE_DIGESTS_KEPT = 2_000_000

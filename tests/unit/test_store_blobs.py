@@ -314,7 +314,15 @@ def test_touch_uses_the_clock_that_was_given(tmp_path: Path) -> None:
     blobs = BlobStore(tmp_path, clock=lambda: 1000.5)
     digest = blobs.write(b"hello")
     assert blobs.path(digest).stat().st_mtime == 1000.5
-    blobs.sync()
+
+
+@pytest.mark.skipif(not os.path.isdir("/dev/shm"), reason="needs a tmpfs: a barrier on a busy disk takes seconds")
+def test_a_barrier_for_all_blobs() -> None:
+    with tempfile.TemporaryDirectory(dir="/dev/shm") as directory:
+        blobs = BlobStore(Path(directory))
+        blobs.write(b"hello")
+        blobs.sync()
+        assert blobs.has(HELLO)
 
 
 def test_a_full_disk_and_a_used_up_quota_are_recognised(tmp_path: Path) -> None:

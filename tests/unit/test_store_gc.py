@@ -24,7 +24,8 @@ from pybuild.layers.image import ImageConfig, Manifest, chain_ids
 from pybuild.layers.images import Use
 from pybuild.layers.locks import LockMode, lock_file
 from pybuild.layers.store import Store
-from pybuild.layers.usage import CacheUsage, InvalidFilter, UsageFilter, UsageType, title_of
+from pybuild.layers.survey import title_of
+from pybuild.layers.usage import CacheUsage, InvalidFilter, UsageFilter, UsageType
 
 _FORK = multiprocessing.get_context("fork")
 X, Y = "docker.io/library/x:1", "docker.io/library/y:1"
