@@ -95,11 +95,8 @@ def check_unchanged(selection: Selection) -> None:
                     now = lstat(node.host_path)
                 except OSError:
                     raise FileChanged(node.host_path) from None
-                # The change time, which nothing can set back, moves with every write; it also moves when a link is added or a mode
-                # changes, which is no reason to fail.
-                if (now.st_mtime_ns, now.st_size) != (node.mtime_ns, node.size) or (
-                    now.st_ctime_ns != node.ctime_ns and now.st_ino != node.inode[1]
-                ):
+                # The change time moves with every write, and nothing can set it back.
+                if (now.st_ctime_ns, now.st_size) != (node.ctime_ns, node.size):
                     raise FileChanged(node.host_path)
 
 

@@ -21,7 +21,7 @@ from pybuild.builder.copy_spool import Spool
 from pybuild.builder.copy_tree import MADE_NS, CannotReplace, NotADirectory
 from pybuild.builder.graph import FileCopy, FileMake, InlineFile, Unpack
 from pybuild.builder.owners import InvalidUser
-from pybuild.builder.selection import BaseNotFound, SourceNotFound
+from pybuild.builder.selection import BaseNotFound, FileChanged, SourceNotFound, check_unchanged, select_copy
 from pybuild.layers.entries import Kind, LayerEntry
 from pybuild.layers.views import FileView, Node
 
@@ -574,3 +574,34 @@ def test_two_plans_of_the_same_input_are_equal(tmp_path: Path) -> None:
         (tmp_path / name).write_text(name)
     first = copy(LocalContext(tmp_path), ["/"], "/new/place/")
     assert first == copy(LocalContext(tmp_path), ["/"], "/new/place/")
+
+
+def test_a_file_that_changes_while_it_is_copied_is_noticed(tmp_path: Path) -> None:
+    path = tmp_path / "f"
+    path.write_text("one")
+    view = LocalContext(tmp_path)
+    selection = select_copy(view, FileCopy(("/f",), "/f"))
+    check_unchanged(selection)
+    before = path.stat()
+    path.write_text("two")
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    with pytest.raises(FileChanged, match="was changed while it was being copied"):
+        check_unchanged(selection)
+
+
+def test_very_deep_trees_are_walked(tmp_path: Path) -> None:
+    tree = Tree()
+    path = "/".join("d" for _ in range(1500))
+    for end in range(1, len(path) + 1, 2):
+        tree.put(path[:end], Node(Kind.DIRECTORY, 0o755, 0, 0))
+
+    class Deep(Tree):
+        def children(self, path: str) -> Sequence[tuple[str, Node]]:
+            below = f"{path}/d" if path else "d"
+            return (("d", self.nodes[below][0]),) if below in self.nodes else ()
+
+    deep = Deep()
+    deep.nodes = tree.nodes
+    for exclude in ((), ("x",)):
+        selection = select_copy(deep, FileCopy(("/",), "/", exclude=exclude))
+        assert selection.count == 1501
