@@ -144,7 +144,6 @@ class LauncherProcess:
                 stdout=subprocess.DEVNULL,
                 close_fds=True,
                 cwd="/",
-                env={},
             )
         except OSError as error:
             ours.close()
@@ -176,11 +175,15 @@ class LauncherProcess:
         """Start a step with standard output and error on the descriptors ``output`` (the caller keeps and closes its own).
         Raises LauncherError."""
         content = marshal.dumps(request)  # type: ignore[arg-type]  # a TypedDict is a dict of plain values
-        with self._lock:
-            self._start()
-            assert self._control is not None
-            control = self._control
-            self._greet(control)
+        try:
+            with self._lock:
+                self._start()
+                assert self._control is not None
+                control = self._control
+                self._greet(control)
+        except LauncherError:
+            self.close()
+            raise
         memory = os.memfd_create("step", os.MFD_CLOEXEC)
         try:
             view = memoryview(content)

@@ -816,3 +816,19 @@ def test_unified_control_groups_guard_devices_too(overlay: RootOverlay, parent: 
     assert "fine" in result.stdout
     assert re.search(r"^0::/$", result.stdout, re.MULTILINE)
     assert not re.search(r"'pybuild-\d", result.stdout)
+
+
+@pytest.mark.parametrize(
+    ("python", "message"),
+    [
+        ("/no/python", "can't start the launcher process /no/python: No such file or directory"),
+        ("/bin/false", "the launcher process can't run steps: it ended at once"),
+    ],
+)
+def test_a_launcher_that_does_not_start_is_named_each_time(overlay: RootOverlay, python: str, message: str) -> None:
+    spec = ProcessSpec(root=overlay, args=("/bin/true",), env=(), cwd="/")
+    with NamespaceExecutor(python=python) as executor:
+        for _ in range(2):
+            with pytest.raises(LauncherError) as caught:
+                executor.run(spec, on_output=lambda *_: None, cancel=threading.Event())
+            assert caught.value.message == message
