@@ -53,25 +53,25 @@ class ActiveDirectories:
                 return path, descriptor
 
     def sweep(self) -> int:
-        """Remove the directories of dead processes. Returns their number."""
+        """Remove the directories of dead processes, and whatever else is here that no running work can have put here. Returns the
+        number of things removed."""
         names = [name for name in os.listdir(self._root) if self._seems_dead(name)]
         if not names:
             return 0
         dead: list[Path] = []
-        removed = 0
         with self._leases.exclusive():
+            horizon = self._leases.horizon()
             for name in names:
                 path = self._root / name
-                with suppress(FileNotFoundError, NotADirectoryError), try_lock_file(path / _LOCK) as free:
-                    if free:
+                with suppress(FileNotFoundError):
+                    if self._is_dead(path, horizon):
                         # Out of the way of names that are in use, and still found by the next sweep if this one dies.
                         target = self._root / f"dead-{os.getpid()}-{next(_SERIAL)}"
                         path.rename(target)
                         dead.append(target)
         for path in dead:
             _remove(path)
-            removed += 1
-        return removed
+        return len(dead)
 
     def _seems_dead(self, name: str) -> bool:
         """A look without waiting for anybody: most directories belong to builds that run."""
@@ -83,6 +83,13 @@ class ActiveDirectories:
             return try_own(descriptor)
         finally:
             os.close(descriptor)
+
+    def _is_dead(self, path: Path, horizon: float | None) -> bool:
+        if (path / _LOCK).exists():
+            with try_lock_file(path / _LOCK) as free:
+                return free
+        # Not made by ``make``: it may belong to work whose lease began before it.
+        return horizon is None or path.lstat().st_mtime < horizon
 
 
 def _remove(path: Path) -> None:

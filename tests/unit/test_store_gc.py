@@ -451,6 +451,19 @@ def test_active_directories_go_with_their_context(store: Store) -> None:
     assert os.listdir(store.root / "active") == []
 
 
+def test_things_of_others_in_the_active_directory_stay_while_work_runs(store: Store, clock: Clock) -> None:
+    clock.now = time.time()
+    with store.lease():
+        (store.root / "active" / "context-1").mkdir()
+        (store.root / "active" / "file").touch()
+        with Store(store.root, clock=clock):
+            assert sorted(os.listdir(store.root / "active")) == ["context-1", "file"]
+        os.utime(store.root / "active" / "context-1", (1, 1))
+        assert store.active.sweep() == 1
+    assert store.active.sweep() == 1
+    assert os.listdir(store.root / "active") == []
+
+
 def _build_and_check(root: Path, start: object, number: int, failures: object) -> None:
     with Store(root, clock=time.time) as store:
         start.wait()  # type: ignore[attr-defined]
