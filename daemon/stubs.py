@@ -1,4 +1,4 @@
-"""Mount points that a root file system lacks: which ones a step may need, and how they vanish again.
+"""Mount points that a root file system lacked: how they vanish again after a step.
 
 Never mounts anything. A stub is an empty file or directory made so that something could be mounted there; a layer must show
 neither it nor a changed time of the directory around it.
@@ -9,24 +9,6 @@ from __future__ import annotations
 import os
 import stat
 from collections.abc import Iterable
-
-from pybuild.builder.protocols import ProcessSpec
-
-
-def stub_paths(spec: ProcessSpec) -> tuple[str, ...]:
-    """What running ``spec`` may create in its root for mounts: relative paths, parents before children, each once.
-
-    These are mount points and their parents that the root lacks. /dev, /proc and /sys aren't among them: BuildKit's layers keep those.
-    """
-    targets = ["etc/resolv.conf", "etc/hosts", *(mount.target for mount in spec.mounts)]
-    paths: dict[str, None] = {}
-    for target in targets:
-        parts = [part for part in target.split("/") if part not in ("", ".")]
-        if parts and parts[0] in ("dev", "proc", "sys"):
-            continue
-        for length in range(1, len(parts) + 1):
-            paths["/".join(parts[:length])] = None
-    return tuple(paths)
 
 
 def remove_stubs(upper: str, stubs: Iterable[tuple[bytes, bool]]) -> None:

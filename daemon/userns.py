@@ -12,8 +12,6 @@ from __future__ import annotations
 
 import errno
 import os
-import shutil
-import subprocess
 from collections.abc import Sequence
 from enum import Enum
 from pathlib import Path
@@ -119,6 +117,8 @@ def make_plan(*, subuid: Path = Path("/etc/subuid"), subgid: Path = Path("/etc/s
         count = sum(size for _, _, size in uids)
         kind = IdentityKind.SINGLE_ID if count == 1 else IdentityKind.SUBIDS
         return IdPlan(uids, gids, by_helper=False, kind=kind)
+    import shutil
+
     name = _user_name(uid)
     uid_ranges = sub_ids(subuid, name=name, number=uid)
     gid_ranges = sub_ids(subgid, name=name, number=uid)
@@ -163,6 +163,8 @@ def sub_ids(path: Path, *, name: str, number: int) -> tuple[tuple[int, int], ...
 def write_maps(plan: IdPlan, process: int) -> None:
     """Give ``process``, which has made a user namespace, its maps. Raises OSError."""
     if plan.by_helper:
+        import subprocess
+
         for program, maps in (("newuidmap", plan.uids), ("newgidmap", plan.gids)):
             arguments = [str(number) for one in maps for number in one]
             result = subprocess.run([program, str(process), *arguments], capture_output=True, check=False)

@@ -33,7 +33,6 @@ from pybuild.builder.protocols import (
 )
 from pybuild.daemon.executor import NamespaceExecutor, ProgramNotStarted, SandboxError
 from pybuild.daemon.launcher import LauncherError
-from pybuild.daemon.stubs import stub_paths
 from pybuild.errors import Cancelled
 from pybuild.layers.entries import RootOverlay
 
@@ -356,13 +355,6 @@ def test_a_stubs_parent_keeps_what_the_step_made_there(shell: Shell, overlay: Ro
     assert sorted(path.name for path in (upper / "etc").iterdir()) == ["new"]
     assert time.gmtime((upper / "etc").stat().st_mtime)[:6] == (2001, 2, 3, 4, 5, 6)
     assert sorted(path.name for path in (upper / "a/b").iterdir()) == ["kept"]
-
-
-def test_stub_paths_name_what_mounts_may_create(overlay: RootOverlay) -> None:
-    spec = ProcessSpec(
-        root=overlay, args=("x",), env=(), cwd="/", mounts=(TemporaryMount("/a/b"), TemporaryMount("/dev/pipes"))
-    )
-    assert stub_paths(spec) == ("etc", "etc/resolv.conf", "etc/hosts", "a", "a/b")
 
 
 def test_resolv_conf_that_is_a_dangling_link_is_mounted_where_it_leads(shell: Shell, overlay: RootOverlay) -> None:
