@@ -11,7 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Final, TypeVar
-from urllib.parse import parse_qsl, quote, urljoin, urlsplit
+from urllib.parse import quote, urljoin, urlsplit
 
 from pybuild.layers.descriptor import (
     DOCKER_INDEX,
@@ -25,13 +25,22 @@ from pybuild.layers.descriptor import (
     Descriptor,
 )
 from pybuild.layers.digest import Digest, InvalidDigest
-from pybuild.layers.image import Index, InvalidImage, json_object, media_type_of
-from pybuild.values import dataclass, field
+from pybuild.layers.image import Index, InvalidImage
 
 from .auth import Authenticator, LoginFailed
 from .credentials import Credentials, DockerConfig, NoCredentials
 from .endpoints import Endpoint, Place, places
 from .links import next_link
+from .manifests import (
+    MANIFEST_BYTES,
+    ContentMismatch,
+    ImageNotFound,
+    ManifestContent,
+    UnsupportedManifest,
+    checked_media_type,
+    referrers_tag,
+    verified,
+)
 from .references import Reference
 from .transport import (
     BytesBody,
@@ -47,14 +56,12 @@ from .transport import (
     origin,
 )
 
-MANIFEST_BYTES: Final = 4 << 20
 _PAGE_BYTES: Final = 16 << 20
 _MAX_PAGES: Final = 1000
 _PAGE_ITEMS: Final = 1000
 _ACCEPT: Final = ", ".join(
     (OCI_INDEX, DOCKER_INDEX, OCI_MANIFEST, DOCKER_MANIFEST, DOCKER_MANIFEST_V1_SIGNED, DOCKER_MANIFEST_V1, "*/*")
 )
-_SCHEMA_1: Final = frozenset({DOCKER_MANIFEST_V1, DOCKER_MANIFEST_V1_SIGNED})
 T = TypeVar("T")
 
 
@@ -371,7 +378,7 @@ class Repository:
             data = response.read(MANIFEST_BYTES)
             declared = response.headers.get("Content-Type", "").partition(";")[0].strip().lower()
             announced = _digest_header(response)
-        return _verified(self._named(target), data, declared=declared, announced=announced, expected=expected)
+        return verified(self._named(target), data, declared=declared, announced=announced, expected=expected)
 
 
 def _described(response: Response, target: str) -> Descriptor | None:

@@ -1,7 +1,7 @@
 """HTTP for everything that pybuild fetches or sends: pooled connections, retries, redirects, bounds, redaction.
 
 Owns connections. Never knows about credentials, registries or images; an Authorization header that a caller gives goes to the URL's
-own origin and to no other. Only this module and its ``pools`` import requests, and only once something is sent.
+own origin and to no other. Only this module imports requests, and only once something is sent.
 """
 
 from __future__ import annotations
@@ -10,11 +10,12 @@ import random
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from typing import TYPE_CHECKING, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import urljoin, urlsplit
 
-from pybuild.values import dataclass, field
+from pybuild.errors import PybuildError
 
+from .exchanges import BLOCK_BYTES, Body, BodyReader, BytesBody, Request, Response, TlsSettings
 from .failures import (
     AnswerTooLarge,
     BadRedirect,
@@ -27,7 +28,6 @@ from .failures import (
     Unauthorized,
     UnexpectedStatus,
     error_detail,
-    translated_errors,
 )
 from .redaction import redact_url
 from .retry import retry_after_seconds
@@ -39,168 +39,12 @@ if TYPE_CHECKING:
     from requests import PreparedRequest
     from requests.adapters import HTTPAdapter
 
-BLOCK_BYTES: Final = 256 << 10
 _SEND_BLOCK_BYTES: Final = 1 << 18
-_ERROR_BODY_BYTES: Final = 64 << 10
-_DRAIN_BYTES: Final = 64 << 10
+_POOL_CONNECTIONS: Final = 32
 _MAX_REDIRECTS: Final = 10
 _MAX_RETRY_AFTER_SECONDS: Final = 60.0
 _RETRY_STATUSES: Final = frozenset({408, 429, 500, 502, 503, 504})
 _REDIRECTS: Final = frozenset({301, 302, 303, 307, 308})
-
-
-class Body(Protocol):
-    """What a request sends. ``open`` gives a fresh reader at the start; its ``close`` is called by the transport."""
-
-    @property
-    def size(self) -> int | None:
-        """Length in bytes, None if it isn't known (sent in HTTP chunks then)."""
-
-    def open(self) -> BodyReader: ...
-
-
-class BodyReader(Protocol):
-    def read(self, size: int, /) -> bytes: ...
-
-    def close(self) -> None: ...
-
-
-@dataclass(frozen=True, slots=True)
-class BytesBody:
-    """A request body that is in memory."""
-
-    data: bytes
-
-    @property
-    def size(self) -> int:
-        return len(self.data)
-
-    def open(self) -> BodyReader:
-        import io
-
-        return io.BytesIO(self.data)
-
-
-@dataclass(frozen=True, slots=True)
-class Request:
-    """One request. ``retry``: repeat it when the answer is a passing trouble (only what may be repeated); ``follow``: follow
-    redirects; ``answer_timeout_seconds``: how long the server may be silent, None for the general limit."""
-
-    method: str
-    url: str
-    headers: Mapping[str, str] = field(default_factory=dict)
-    body: Body | None = None
-    retry: bool = True
-    follow: bool = True
-    answer_timeout_seconds: float | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class TlsSettings:
-    """How a host's certificate is checked, and what we show it. Paths of PEM files; hashable, as it keys the pools."""
-
-    insecure: bool = False
-    ca: tuple[str, ...] = ()
-    keypairs: tuple[tuple[str, str], ...] = ()
-
-
-class Response:
-    """An answer whose body is still to be read. A context manager; closing returns the connection to the pool if little is left."""
-
-    def __init__(self, *, method: str, url: str, status: int, headers: Mapping[str, str], raw: RawBody) -> None:
-        self.method = method
-        self.url = url
-        """Where the answer came from, after redirects."""
-        self.status = status
-        self.headers = headers
-        """Case-insensitive."""
-        self.redirected = False
-        self._raw = raw
-        self._ended = False
-
-    @property
-    def length(self) -> int | None:
-        """The Content-Length, None if there is none that makes sense."""
-        text = self.headers.get("Content-Length", "")
-        return int(text) if text.isascii() and text.isdigit() and len(text) < 19 else None
-
-    def chunks(self, size: int = BLOCK_BYTES) -> Iterator[bytes]:
-        """The body as it is sent, in blocks of up to ``size`` bytes, each as soon as it is there: what arrived before a break is
-        never lost. Raises ConnectionFailed if it breaks, stalls or ends short."""
-        # Older versions of urllib3 only have read(), which waits for the whole block.
-        read = getattr(self._raw, "read1", None) or self._raw.read
-        length, total = self.length, 0
-        while True:
-            with translated_errors(self.url):
-                block = read(size, decode_content=False)
-            if not block:
-                break
-            total += len(block)
-            yield block
-        if length is not None and total < length and self.method != "HEAD" and self.status not in (204, 304):
-            raise ConnectionFailed(self.url, "short", "the answer ended before its length")
-        self._ended = True
-
-    def read(self, limit: int) -> bytes:
-        """The whole body. Raises AnswerTooLarge if it has more than ``limit`` bytes, without reading on."""
-        if (self.length or 0) > limit:
-            raise AnswerTooLarge(self.url, limit)
-        parts: list[bytes] = []
-        total = 0
-        for block in self.chunks(min(BLOCK_BYTES, limit + 1)):
-            total += len(block)
-            if total > limit:
-                raise AnswerTooLarge(self.url, limit)
-            parts.append(block)
-        return b"".join(parts)
-
-    def error(self, *, hint: str | None = None) -> UnexpectedStatus:
-        """This answer as an error, with what its body says (bounded). Reads the body."""
-        codes, detail = error_detail(self._error_body())
-        kinds: dict[int, type[UnexpectedStatus]] = {401: Unauthorized, 403: Denied, 404: NotFound, 429: RateLimited}
-        kind = kinds.get(self.status, UnexpectedStatus)
-        return kind(self.method, self.url, status=self.status, codes=codes, detail=detail, hint=hint)
-
-    def _error_body(self) -> bytes:
-        kept = b""
-        try:
-            for block in self.chunks(4096):
-                kept += block
-                if len(kept) >= _ERROR_BODY_BYTES:
-                    break
-        except RegistryError:
-            pass
-        return kept[:_ERROR_BODY_BYTES]
-
-    def close(self) -> None:
-        """Give the connection back, or drop it when more is left than is worth reading. Idempotent."""
-        raw = self._raw
-        try:
-            if not self._ended and self.length is not None and self.length <= _DRAIN_BYTES:
-                for _ in self.chunks(_DRAIN_BYTES):
-                    pass
-        except RegistryError:
-            pass
-        if self._ended:
-            raw.release_conn()
-        else:
-            raw.close()
-
-    def __enter__(self) -> Response:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-
-class RawBody(Protocol):
-    """The part of urllib3's response that is used."""
-
-    def read(self, amt: int | None = None, decode_content: bool | None = None) -> bytes: ...
-
-    def close(self) -> None: ...
-
-    def release_conn(self) -> None: ...
 
 
 class Transport:
@@ -377,7 +221,11 @@ class Transport:
                 proxies={"http": proxy, "https": proxy} if proxy else {},
             )
         return Response(
-            method=prepared.method or "", url=url, status=answer.status_code, headers=answer.headers, raw=answer.raw
+            method=prepared.method or "",
+            url=url,
+            status=answer.status_code,
+            headers=answer.headers,
+            raw=_Raw(answer.raw, url),
         )
 
     def _note(self, line: str) -> None:
@@ -398,7 +246,11 @@ class Transport:
         with self._lock:
             adapter = self._adapters.get(tls)
             if adapter is None:
-                adapter = self._adapters[tls] = _make_adapter(tls, self.network)
+                adapter = self._adapters[tls] = make_adapter(
+                    context=lambda: _tls_context(tls),
+                    stall_timeout_seconds=self.network.stall_timeout_seconds,
+                    block_bytes=_SEND_BLOCK_BYTES,
+                )
             return adapter
 
 
@@ -413,20 +265,170 @@ def origin(url: str) -> tuple[str, str, int]:
     return parts.scheme, (parts.hostname or "").lower(), port
 
 
-def _make_adapter(tls: TlsSettings, network: NetworkSettings) -> HTTPAdapter:
-    from .pools import make_adapter
-
-    return make_adapter(
-        context=lambda: _tls_context(tls),
-        stall_timeout_seconds=network.stall_timeout_seconds,
-        block_bytes=_SEND_BLOCK_BYTES,
-    )
-
-
 def _tls_context(tls: TlsSettings) -> ssl.SSLContext:
     from .certificates import tls_context
 
     return tls_context(insecure=tls.insecure, ca=tls.ca, keypairs=tls.keypairs)
+
+
+def make_adapter(
+    *, context: Callable[[], ssl.SSLContext], stall_timeout_seconds: float, block_bytes: int
+) -> HTTPAdapter:
+    """An adapter whose pools use ``context`` for TLS (made when first needed) and send bodies in blocks of ``block_bytes``."""
+    import socket
+
+    from requests.adapters import HTTPAdapter as Base
+    from urllib3.connection import HTTPConnection, HTTPSConnection
+    from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
+
+    # urllib3 applies the connect timeout to everything until the request is sent. A registry that takes its time to write what it is
+    # sent would run into it, so the limit is changed as soon as the connection is up.
+    def relax(sock: socket.socket | None) -> None:
+        if sock is not None:
+            sock.settimeout(stall_timeout_seconds)
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+
+    class PlainConnection(HTTPConnection):
+        def connect(self) -> None:
+            super().connect()
+            relax(self.sock)
+
+    class TlsConnection(HTTPSConnection):
+        def connect(self) -> None:
+            super().connect()
+            relax(self.sock)
+
+    class PlainPool(HTTPConnectionPool):
+        ConnectionCls = PlainConnection
+
+    class TlsPool(HTTPSConnectionPool):
+        ConnectionCls = TlsConnection
+
+    pools = {"http": PlainPool, "https": TlsPool}
+
+    class Adapter(Base):
+        _context: ssl.SSLContext | None = None
+
+        def _tls_context(self) -> ssl.SSLContext:
+            if self._context is None:
+                self._context = context()
+            return self._context
+
+        def init_poolmanager(self, *args: Any, **kwargs: Any) -> None:  # Any: requests' own signature
+            super().init_poolmanager(*args, blocksize=block_bytes, **kwargs)
+            self.poolmanager.pool_classes_by_scheme = pools
+
+        def proxy_manager_for(self, proxy: str, **kwargs: Any) -> Any:  # Any: requests' own signature
+            manager = super().proxy_manager_for(proxy, blocksize=block_bytes, **kwargs)
+            manager.pool_classes_by_scheme = pools
+            return manager
+
+        def cert_verify(self, conn: Any, url: str, verify: Any, cert: Any) -> None:  # Any: requests' own signature
+            # requests would load its own bundle of authorities here, beside the system's that the context has.
+            if url.lower().startswith("https"):
+                conn.cert_reqs = "CERT_REQUIRED" if verify else "CERT_NONE"
+                conn.ssl_context = self._tls_context()
+                conn.conn_kw["ssl_context"] = conn.ssl_context
+
+    return Adapter(pool_connections=16, pool_maxsize=_POOL_CONNECTIONS)
+
+
+class _Raw:
+    """The RawBody of urllib3's response."""
+
+    def __init__(self, response: Any, url: str) -> None:  # Any: urllib3 is not imported until it is needed
+        self._response = response
+        self._url = url
+        # Older versions of urllib3 only have read(), which waits for the whole block.
+        self._read = getattr(response, "read1", None) or response.read
+
+    def read(self, size: int) -> bytes:
+        with translated_errors(self._url):
+            data: bytes = self._read(size, decode_content=False)
+        return data
+
+    def release(self) -> None:
+        self._response.release_conn()
+
+    def drop(self) -> None:
+        self._response.close()
+
+
+class translated_errors:
+    """Turns the HTTP library's exceptions inside it into ConnectionFailed for ``url``."""
+
+    __slots__ = ("_url",)
+
+    def __init__(self, url: str) -> None:
+        self._url = url
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        if error is None or isinstance(error, PybuildError) or not isinstance(error, Exception):
+            return
+        failure = _connection_failed(self._url, error)
+        if failure is not None:
+            raise failure from error
+
+
+def _connection_failed(url: str, error: Exception) -> ConnectionFailed | None:
+    import http.client
+    import socket
+    import ssl
+
+    import urllib3.exceptions as lower
+
+    # requests' own exceptions are OSErrors.
+    if not isinstance(error, lower.HTTPError | http.client.HTTPException | OSError | ValueError):
+        return None
+    causes = list(_causes(error))
+    for cause in causes:
+        if isinstance(cause, socket.gaierror):
+            return ConnectionFailed(url, "resolve", "the host name can't be resolved")
+        if isinstance(cause, ssl.SSLCertVerificationError):
+            reason = getattr(cause, "verify_message", "") or "verification failed"
+            return ConnectionFailed(url, "tls", f"the server's certificate is not trusted ({reason})")
+        if isinstance(cause, ConnectionRefusedError):
+            return ConnectionFailed(url, "connect", "the connection was refused")
+    for cause in causes:
+        if isinstance(cause, lower.ConnectTimeoutError) and not isinstance(cause, lower.NewConnectionError):
+            return ConnectionFailed(url, "connect", "no connection within the time limit")
+        if isinstance(cause, TimeoutError | lower.ReadTimeoutError):
+            return ConnectionFailed(url, "stalled", "the server stopped answering")
+    for cause in causes:
+        if isinstance(cause, ssl.SSLError):
+            wrong = "WRONG_VERSION_NUMBER" in str(cause) or "HTTP_REQUEST" in str(cause) or "RECORD_LAYER" in str(cause)
+            if isinstance(cause, ssl.SSLEOFError | ssl.SSLZeroReturnError):
+                return ConnectionFailed(url, "reset", "the connection was closed")
+            reason = "the server doesn't speak TLS" if wrong else f"TLS failed ({cause.reason or 'unknown reason'})"
+            return ConnectionFailed(url, "tls", reason)
+        if isinstance(cause, lower.IncompleteRead | http.client.IncompleteRead):
+            return ConnectionFailed(url, "short", "the answer ended before its length")
+        if isinstance(cause, http.client.RemoteDisconnected | ConnectionError):
+            return ConnectionFailed(url, "reset", "the connection was closed by the server")
+    for cause in causes:
+        if isinstance(cause, lower.ProxyError):
+            return ConnectionFailed(url, "connect", "the proxy refused or can't be reached")
+        if isinstance(cause, OSError) and cause.errno is not None:
+            import os
+
+            return ConnectionFailed(url, "connect", os.strerror(cause.errno).lower())
+    return ConnectionFailed(url, "protocol", "the server's answer is not valid HTTP")
+
+
+def _causes(error: BaseException) -> Iterator[BaseException]:
+    # The libraries wrap each other's exceptions in arguments and attributes as well as in __cause__.
+    pending: list[object] = [error]
+    seen: set[int] = set()
+    while pending and len(seen) < 50:
+        item = pending.pop(0)
+        if not isinstance(item, BaseException) or id(item) in seen:
+            continue
+        seen.add(id(item))
+        yield item
+        pending += [item.__cause__, item.__context__, getattr(item, "reason", None), *item.args]
 
 
 __all__ = [
@@ -447,6 +449,7 @@ __all__ = [
     "Transport",
     "Unauthorized",
     "UnexpectedStatus",
+    "error_detail",
     "is_loopback",
     "origin",
 ]
