@@ -246,9 +246,9 @@ class _Opener:
         )
 
     def _git(self, reference: GitReference, keep_git_dir: bool) -> OpenedContext:
-        commit = reference.fixed_commit or self._remotes.git_commit(reference.remote, reference.ref)
-        if reference.checksum and not commit.startswith(reference.checksum):
-            raise PybuildError(f"expected checksum to match {reference.checksum}, got {commit}")
+        commit = reference.known_commit or self._remotes.git_commit(
+            reference.remote, reference.ref, checksum=reference.checksum
+        )
         keep = keep_git_dir if reference.keep_git_dir is None else reference.keep_git_dir
         root = self._stack.enter_context(
             self._remotes.git_tree(

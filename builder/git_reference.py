@@ -47,6 +47,11 @@ class GitReference:
             return self.checksum
         return self.ref if _COMMIT.match(self.ref) else ""
 
+    @property
+    def known_commit(self) -> str:
+        """The same where there is no checksum to compare it with, else ""."""
+        return self.fixed_commit if self.fetch_by_commit or not self.checksum else ""
+
 
 def parse_git_reference(text: str, *, as_context: bool = False) -> GitReference | None:
     """Read ``text``, or give None if it isn't a git reference. ``as_context`` also takes ``github.com/owner/name``, which as an

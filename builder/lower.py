@@ -278,7 +278,9 @@ class _Lowering:
         return any(name.lower() == node.name for name in self._options.no_cache_stages)
 
     def _commit_of(self, reference: GitReference, span: Span | None) -> str:
-        return reference.fixed_commit or self._commits.commit(GitRequest(reference.remote, reference.ref, span))
+        return reference.known_commit or self._commits.commit(
+            GitRequest(reference.remote, reference.ref, checksum=reference.checksum, span=span)
+        )
 
     def _result(self, target: StageNode, states: Mapping[StageNode, StageState], findings: Findings) -> LoweredImage:
         state = states[target]

@@ -214,12 +214,13 @@ def git_source(
         raise DockerfileError("inconsistent keep-git-dir configuration", span=instruction.span)
     if checksum and reference.checksum and checksum != reference.checksum:
         raise DockerfileError(f'checksum mismatch "{checksum}" != "{reference.checksum}"', span=instruction.span)
+    checked = replace(reference, checksum=reference.checksum or checksum)
     return GitSource(
         remote=reference.remote,
         ref=reference.ref,
         subdir=reference.subdir,
-        commit=commit_of(reference),
-        checksum=reference.checksum or checksum,
+        commit=commit_of(checked),
+        checksum=checked.checksum,
         keep_git_dir=bool(keep if reference.keep_git_dir is None else reference.keep_git_dir),
         submodules=reference.submodules is not False,
     )

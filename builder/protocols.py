@@ -237,8 +237,9 @@ class RemoteSources(Protocol):
     def http(self, url: str, *, checksum: Digest | None) -> HttpFile:
         """Download (or revalidate with ETag / Last-Modified) ``url``. Raises PybuildError (status, checksum mismatch)."""
 
-    def git_commit(self, remote: str, ref: str) -> str:
-        """The commit id that ``ref`` (branch, tag, commit or empty for HEAD) names at ``remote``. Raises PybuildError."""
+    def git_commit(self, remote: str, ref: str, *, checksum: str = "") -> str:
+        """The commit id that ``ref`` (branch, tag, commit or empty for HEAD) names at ``remote``. ``checksum``: how the commit's id,
+        or that of its annotated tag, must begin. Raises PybuildError (no such ref, checksum mismatch)."""
 
     def git_tree(
         self, remote: str, *, commit: str, ref: str, subdir: str, keep_git_dir: bool, submodules: bool

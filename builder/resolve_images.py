@@ -44,11 +44,16 @@ class ImageRequest:
 
 @dataclass(frozen=True, slots=True)
 class GitRequest:
-    """A moving git reference whose commit is wanted."""
+    """A git reference whose commit is wanted, or is to be compared with ``checksum``."""
 
     remote: str
     ref: str
+    checksum: str = ""
     span: Span | None = None
+
+    @property
+    def key(self) -> tuple[str, str, str]:
+        return self.remote, self.ref, self.checksum
 
 
 class ImageResolver:
@@ -105,15 +110,14 @@ class CommitResolver:
 
     def __init__(self, source: RemoteSources | None) -> None:
         self._source = source
-        self._answers: dict[tuple[str, str], str] = {}
-        self._asked: dict[tuple[str, str], GitRequest] = {}
+        self._answers: dict[tuple[str, str, str], str] = {}
+        self._asked: dict[tuple[str, str, str], GitRequest] = {}
 
     def commit(self, request: GitRequest) -> str:
         """The commit if known, else "" after noting the request."""
-        key = (request.remote, request.ref)
-        if key not in self._answers:
-            self._asked.setdefault(key, request)
-        return self._answers.get(key, "")
+        if request.key not in self._answers:
+            self._asked.setdefault(request.key, request)
+        return self._answers.get(request.key, "")
 
     def resolve(self) -> bool:
         """Look up all that was noted; True if there was anything, so that lowering must be repeated."""
@@ -127,7 +131,7 @@ class CommitResolver:
         if self._source is None:
             raise DockerfileError(f"git sources are not available here: {request.remote}", span=request.span)
         try:
-            return self._source.git_commit(request.remote, request.ref)
+            return self._source.git_commit(request.remote, request.ref, checksum=request.checksum)
         except Cancelled:
             raise
         except PybuildError as error:

@@ -290,7 +290,7 @@ class StepMaker:
             raise Cancelled
         try:
             if isinstance(op, GitSource):
-                return replace(op, commit=self._remotes.git_commit(op.remote, op.ref))
+                return replace(op, commit=self._remotes.git_commit(op.remote, op.ref, checksum=op.checksum))
             assert isinstance(op, HttpSource)
             began = self._clock()
             file = self._remotes.http(op.url, checksum=None)

@@ -5,6 +5,7 @@ Reads a FileView, writes below one destination. Never follows a symlink that lie
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import stat
@@ -70,50 +71,82 @@ def export_directory(view: FileView, destination: Path, *, owner: tuple[int, int
     As with docker, everything belongs to the caller (``owner``: uid, gid). What stands in the way and is of another kind is
     replaced. Raises ExportFailed.
     """
-    written = 0
     try:
         destination.mkdir(parents=True, exist_ok=True)
-        written = _export_level(view, "", os.open(destination, os.O_RDONLY | os.O_DIRECTORY), owner=owner, epoch=epoch)
+        root = os.open(destination, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            return _DirectoryExport(view, root, owner=owner, epoch=epoch).level("", os.dup(root))
+        finally:
+            os.close(root)
     except OSError as error:
         where = error.filename if isinstance(error.filename, str) else str(destination)
         raise ExportFailed(f"can't write the export to {destination}: {where}: {error.strerror}") from error
-    return written
 
 
-def _export_level(view: FileView, path: str, directory: int, *, owner: tuple[int, int], epoch: int | None) -> int:
-    """Export one directory's entries through its descriptor, which is closed here."""
-    written = 0
-    try:
-        for name, node in view.children(path):
-            inner = f"{path}/{name}" if path else name
-            mtime_ns = node.mtime_ns if epoch is None else min(node.mtime_ns, epoch * 10**9)
-            _make_room(directory, name, node)
-            match node.kind:
-                case Kind.DIRECTORY:
-                    try:
-                        os.mkdir(name, 0o700, dir_fd=directory)
-                    except FileExistsError:
-                        pass
-                    child = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=directory)
-                    written += _export_level(view, inner, child, owner=owner, epoch=epoch)
-                case Kind.FILE:
-                    written += _export_file(view, inner, name, directory)
-                case Kind.SYMLINK:
-                    os.symlink(node.target, name, dir_fd=directory)
-                case Kind.FIFO:
-                    os.mkfifo(name, 0o600, dir_fd=directory)
-                case Kind.CHARACTER | Kind.BLOCK:
-                    kind = stat.S_IFCHR if node.kind is Kind.CHARACTER else stat.S_IFBLK
-                    os.mknod(name, kind | 0o600, os.makedev(*(node.device or (0, 0))), dir_fd=directory)
-                case _:
-                    continue
-            os.chown(name, *owner, dir_fd=directory, follow_symlinks=False)
-            if node.kind is not Kind.SYMLINK:
-                os.chmod(name, node.mode, dir_fd=directory)
-            os.utime(name, ns=(mtime_ns, mtime_ns), dir_fd=directory, follow_symlinks=False)
-    finally:
-        os.close(directory)
-    return written
+class _DirectoryExport:
+    """One export into the directory that ``root`` is a descriptor of."""
+
+    def __init__(self, view: FileView, root: int, *, owner: tuple[int, int], epoch: int | None) -> None:
+        self._view = view
+        self._root = root
+        self._owner = owner
+        self._epoch = epoch
+        self._first_of: dict[tuple[int, int], str] = {}
+
+    def level(self, path: str, directory: int) -> int:
+        """Export one directory's entries through its descriptor, which is closed here. Returns the bytes written."""
+        written = 0
+        try:
+            for name, node in self._view.children(path):
+                inner = f"{path}/{name}" if path else name
+                _make_room(directory, name, node)
+                match node.kind:
+                    case Kind.DIRECTORY:
+                        try:
+                            os.mkdir(name, 0o700, dir_fd=directory)
+                        except FileExistsError:
+                            pass
+                        child = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=directory)
+                        written += self.level(inner, child)
+                    case Kind.FILE:
+                        if self._link(inner, node, directory):
+                            continue
+                        written += _export_file(self._view, inner, name, directory)
+                    case Kind.SYMLINK:
+                        os.symlink(node.target, name, dir_fd=directory)
+                    case Kind.FIFO:
+                        os.mkfifo(name, 0o600, dir_fd=directory)
+                    case Kind.CHARACTER | Kind.BLOCK:
+                        kind = stat.S_IFCHR if node.kind is Kind.CHARACTER else stat.S_IFBLK
+                        os.mknod(name, kind | 0o600, os.makedev(*(node.device or (0, 0))), dir_fd=directory)
+                    case _:
+                        continue
+                self._finish(name, node, directory)
+        finally:
+            os.close(directory)
+        return written
+
+    def _link(self, path: str, node: Node, directory: int) -> bool:
+        """Make a hard link if the file was exported already under another name, and the file system can."""
+        if node.identity is None:
+            return False
+        first = self._first_of.setdefault(node.identity, path)
+        if first == path:
+            return False
+        try:
+            os.link(first, path.rpartition("/")[2], src_dir_fd=self._root, dst_dir_fd=directory, follow_symlinks=False)
+        except OSError as error:
+            if error.errno not in (errno.EPERM, errno.EMLINK, errno.EOPNOTSUPP, errno.EXDEV):
+                raise
+            return False
+        return True
+
+    def _finish(self, name: str, node: Node, directory: int) -> None:
+        mtime_ns = node.mtime_ns if self._epoch is None else min(node.mtime_ns, self._epoch * 10**9)
+        os.chown(name, *self._owner, dir_fd=directory, follow_symlinks=False)
+        if node.kind is not Kind.SYMLINK:
+            os.chmod(name, node.mode, dir_fd=directory)
+        os.utime(name, ns=(mtime_ns, mtime_ns), dir_fd=directory, follow_symlinks=False)
 
 
 def _make_room(directory: int, name: str, node: Node) -> None:

@@ -55,7 +55,8 @@ class LoadedImage:
 class Engine:
     """All that can be done with one root. A context manager; thread-safe."""
 
-    def __init__(self, store: Store, settings: Settings, registries: Registries) -> None:
+    def __init__(self, store: Store, settings: Settings, registries: Registries, *, ends_process: bool = False) -> None:
+        self._ends_process = ends_process
         self.store = store
         self.settings = settings
         self.registries = registries
@@ -73,19 +74,21 @@ class Engine:
         variables: Mapping[str, str],
         debug: Callable[[str], None] | None = None,
         offline: bool = False,
+        ends_process: bool = False,
     ) -> Engine:
         """Open the store at ``root``. ``variables``: the environment for credential helpers and proxies; ``debug`` gets a redacted line
-        for each request to a registry. Raises StoreUnusable, StoreTooNew."""
+        for each request to a registry; ``ends_process``: the process ends soon after ``close``, which then leaves the database to it. Raises StoreUnusable, StoreTooNew."""
         store = Store(root, clock=time.time)
         registries = Registries(
             settings,
             docker_config=docker_config,
             variables=variables,
-            user_agent=f"pybuild/{__version__}",
+            # Servers and their logs know builders by the second name: some filter by it.
+            user_agent=f"pybuild/{__version__} (compatible; buildkit/v0.26)",
             log=debug,
             offline=offline,
         )
-        return cls(store, settings, registries)
+        return cls(store, settings, registries, ends_process=ends_process)
 
     def __enter__(self) -> Engine:
         return self
@@ -96,12 +99,16 @@ class Engine:
         self.close()
 
     def close(self) -> None:
-        """End the launcher and the connections, and close the database."""
+        """End the launcher and the connections, write what is pending, and close the database."""
         if self._executor is not None:
             self._executor.close()
             self._executor = None
         self.registries.close()
-        self.store.close()
+        if self._ends_process:
+            # Closing the last connection copies the write-ahead log into the database and waits for the disk; the next one can do that.
+            self.store.flush()
+        else:
+            self.store.close()
 
     # --- parts -------------------------------------------------------------------------------------------------------
 
@@ -143,10 +150,10 @@ class Engine:
         """Build. Raises BuildFailed, Cancelled, PybuildError."""
         from pybuild.builder.build import build
 
-        with self.store.lease():
+        with self.store.lease(), self.store.active.make() as scratch:
             cache = self.store.open_cache()
             try:
-                parts = self._parts(request, progress=progress, cancel=cancel, cache=cache)
+                parts = self._parts(request, progress=progress, cancel=cancel, cache=cache, scratch=scratch)
                 result = build(request, parts, progress=progress, cancel=cancel, stdout=stdout)
             finally:
                 cache.flush()
@@ -154,7 +161,13 @@ class Engine:
         return result
 
     def _parts(
-        self, request: BuildRequest, *, progress: Progress, cancel: threading.Event, cache: CacheSession
+        self,
+        request: BuildRequest,
+        *,
+        progress: Progress,
+        cancel: threading.Event,
+        cache: CacheSession,
+        scratch: Path,
     ) -> BuildParts:
         from pybuild.builder.build import BuildParts
         from pybuild.builder.exporters import ExportParts
@@ -192,7 +205,7 @@ class Engine:
             recipes=CacheRecipes(cache),
             layer_times=layers,
             platform=host_platform(),
-            scratch=str(self.store.root / "active"),
+            scratch=str(scratch),
             clock=time.time,
             nonce=lambda: uuid.uuid4().hex[:25],
             max_parallelism=self.settings.max_parallelism or max(2, os.cpu_count() or 1),
@@ -224,9 +237,11 @@ class Engine:
         policy = self.settings.gc
         if not policy.max_used_bytes and not policy.keep_seconds:
             return
-        from pybuild.layers.gc import Collector
+        from pybuild.layers.gc import Collector, PrunePolicy
 
         collector = Collector(self.store)
+        if policy.keep_seconds:
+            collector.prune(PrunePolicy(keep_duration_seconds=policy.keep_seconds, all=True))
         if policy.max_used_bytes:
             collector.enforce(policy.max_used_bytes)
 

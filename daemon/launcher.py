@@ -134,9 +134,10 @@ class LauncherProcess:
         if self._process is not None:
             return
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        folder = str(Path(__file__).parent)
+        folder = Path(__file__).absolute().parent
         # Imported rather than run as a file, so that its compiled form is used; appended, so that nothing shadows the library.
-        code = f"import sys; sys.path.append({folder!r}); import sandbox; sandbox.main(old_mount_calls={self._old_mount_calls})"
+        code = f"import sys; sys.path.append({str(folder.parent)!r}); from {folder.name} import sandbox; sandbox.main("
+        code += f"old_mount_calls={self._old_mount_calls})"
         try:
             self._process = subprocess.Popen(
                 [self._python, "-I", "-S", "-c", code],

@@ -13,7 +13,7 @@ import os
 import sys
 from collections.abc import Callable
 
-from . import sandbox, userns
+from . import control_groups, sandbox, userns
 
 NAMESPACES = {
     "mount": sandbox.CLONE_NEWNS,
@@ -88,7 +88,7 @@ def _seccomp() -> None:
 
 
 def _control_groups() -> None:
-    groups = sandbox.ControlGroups(b"pybuild-%d" % os.getpid())
+    groups = control_groups.ControlGroups(b"pybuild-%d" % os.getpid(), guard=sandbox.attach_device_program)
     if groups.devices is None:
         raise OSError("there are none")
     groups.make_base(force=True)

@@ -54,9 +54,9 @@ class RemotesOnDemand:
         """See EpochSource."""
         return self._fetcher.http_time(source)
 
-    def git_commit(self, remote: str, ref: str) -> str:
+    def git_commit(self, remote: str, ref: str, *, checksum: str = "") -> str:
         """See RemoteSources."""
-        return self._fetcher.git_commit(remote, ref)
+        return self._fetcher.git_commit(remote, ref, checksum=checksum)
 
     def git_tree(
         self, remote: str, *, commit: str, ref: str, subdir: str, keep_git_dir: bool, submodules: bool

@@ -526,7 +526,7 @@ class _Members(_Chunks):
 
     def _whole_header(self, data: bytes) -> bytes:
         # igzip computes a header's own checksum (FHCRC, RFC 1952) wrongly when the header comes in pieces.
-        if self._kind == "gzip" and data[3] & 2:
+        if self._kind == "gzip" and len(data) > 3 and data[3] & 2:
             while len(data) < _GZIP_HEADER_BYTES and (more := self._source.read(_INPUT_BYTES)):
                 data += more
         return data

@@ -156,10 +156,14 @@ class Store:
                 with try_lock_file(self.locks / name, transient=True):
                     pass
 
-    def close(self) -> None:
-        """Write what is pending and close the database; the store opens it again if it is used again."""
+    def flush(self) -> None:
+        """Write what is pending."""
         if "cache" in self.__dict__:
             self.cache.flush()
+
+    def close(self) -> None:
+        """Write what is pending and close the database; the store opens it again if it is used again."""
+        self.flush()
         self.database.close()
 
     def __enter__(self) -> Store:

@@ -33,6 +33,14 @@ class HeredocWord:
     certain: bool
 
 
+def opens_heredoc(word: str) -> bool:
+    """Whether a word by itself would open a here-document."""
+    try:
+        return "<<" in word and _opening(word, 0, len(word), True) is not None
+    except _Unbalanced:
+        return False
+
+
 class _Unbalanced(Exception):
     """A quote or a brace that nothing closes: no here-documents in such a line."""
 

@@ -13,12 +13,13 @@ from . import ast
 from .expand import ExpansionError, expand_text
 from .flags import Flags, check_device, flag_name, flag_value, read_flags
 from .go_text import SPACE, parse_duration, parse_signed, quote
+from .heredocs import opens_heredoc
 from .lalr import Node, UnexpectedToken, parse
 from .mounts import MountError, check_from, check_key, check_known, csv_spans, split_option
 from .source import LogicalLine
 from .tokens import Token, TokenError
 from .values import ValueProblem, check_chmod, check_signal, check_stage_name, parse_port, variable_free
-from .wording import blank_name, wrong_arguments
+from .wording import blank_name, heredoc_destination, wrong_arguments
 
 _ONBUILD = re.compile(r"^\s*ONBUILD\s*", re.IGNORECASE)
 
@@ -37,6 +38,7 @@ class InstructionBuilder:
         self._end = end
         self._comments = comments
         self._next_heredoc = 0
+        self._top: Node | None = None
 
     def build(self, tokens: Sequence[Token]) -> ast.Instruction:
         """Raises ``TokenError``."""
@@ -44,6 +46,7 @@ class InstructionBuilder:
             tree = parse(tokens)
         except UnexpectedToken as error:
             raise wrong_arguments(tokens, error) from None
+        self._top = tree
         return self.instruction(tree)
 
     def instruction(self, node: Node) -> ast.Instruction:
@@ -58,7 +61,8 @@ class InstructionBuilder:
             else:
                 rest.append(child)
         line = self.line
-        start = line.position(keyword.start)
+        # A trigger begins at its keyword; what is not a trigger at its first line, which may be an empty continuation.
+        start = line.source.position(line.start) if node is self._top else line.position(keyword.start)
         common = {
             "span": ast.Span(start, self._end),
             "keyword": keyword.text,
@@ -121,7 +125,9 @@ class InstructionBuilder:
             pairs.append(ast.KeyValue(self.word(key), self.word(value), self.line.span(key.start, value.end)))
         return tuple(pairs), legacy
 
-    def transfer(self, nodes: Sequence[Node | Token]) -> tuple[tuple[ast.Word | ast.Heredoc, ...], ast.Word]:
+    def transfer(
+        self, keyword: str, nodes: Sequence[Node | Token]
+    ) -> tuple[tuple[ast.Word | ast.Heredoc, ...], ast.Word]:
         """Of COPY's and ADD's ``source`` and ``destination`` nodes."""
         sources: list[ast.Word | ast.Heredoc] = []
         *operands, last = (node for node in nodes if isinstance(node, Node))
@@ -131,6 +137,8 @@ class InstructionBuilder:
             sources.append(self._heredoc() if token.type == "HEREDOC" else self.word(token))
         destination = last.children[0]
         assert isinstance(destination, Token)
+        if opens_heredoc(destination.text):
+            raise heredoc_destination(keyword, destination)
         return tuple(sources), self.word(destination)
 
     def mount(self, token: Token) -> ast.Mount:
@@ -289,7 +297,7 @@ def _check_transfer(builder: InstructionBuilder, flags: Flags) -> None:
 def _copy(builder: InstructionBuilder, rest: _Rest, flag_tokens: list[Token], common: _Common) -> ast.Instruction:
     flags = read_flags("COPY", flag_tokens)
     _check_transfer(builder, flags)
-    sources, destination = builder.transfer(rest)
+    sources, destination = builder.transfer("COPY", rest)
     token = flags.token("from")
     source = None
     if token is not None:
@@ -325,7 +333,7 @@ def _check_from_flag(value: str, token: Token, escape: str) -> None:
 def _add(builder: InstructionBuilder, rest: _Rest, flag_tokens: list[Token], common: _Common) -> ast.Instruction:
     flags = read_flags("ADD", flag_tokens)
     _check_transfer(builder, flags)
-    sources, destination = builder.transfer(rest)
+    sources, destination = builder.transfer("ADD", rest)
     checksum = flags.token("checksum")
     words = [source for source in sources if isinstance(source, ast.Word)]
     if checksum is not None and flag_value(checksum):

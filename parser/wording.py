@@ -29,7 +29,6 @@ _FORMS = {
     "VOLUME": "VOLUME PATH …",
     "WORKDIR": "WORKDIR PATH",
 }
-_FLAGS_FIRST = frozenset({"ENV", "LABEL", "SHELL", "HEALTHCHECK"})
 
 
 def wrong_arguments(tokens: Sequence[Token], error: UnexpectedToken) -> TokenError:
@@ -41,7 +40,12 @@ def wrong_arguments(tokens: Sequence[Token], error: UnexpectedToken) -> TokenErr
         position = next((i for i in range(1, index) if tokens[i].type in KEYWORDS), 0)
     keyword = tokens[position].type
     arguments = [token for token in tokens[position + 1 :] if token.type != "FLAG"]
-    if keyword in _FLAGS_FIRST:
+    # What BuildKit checks before the arguments: of ENV and LABEL only where there are none, of HEALTHCHECK where there are.
+    if (
+        keyword == "SHELL"
+        or (keyword in ("ENV", "LABEL") and not arguments)
+        or (keyword == "HEALTHCHECK" and arguments)
+    ):
         try:
             read_flags(keyword, [token for token in tokens[position + 1 :] if token.type == "FLAG"])
         except TokenError as flag_error:
@@ -59,14 +63,7 @@ def _too_early(keyword: str, arguments: Sequence[Token], start: int, end: int, f
         case "FROM":
             message = "FROM requires either one or three arguments"
         case "ADD" | "COPY" if len(arguments) > 1 and arguments[-1].type == "HEREDOC":
-            last = arguments[-1]
-            return TokenError(
-                f"{keyword} cannot accept a heredoc as a destination",
-                last.start,
-                last.end,
-                instruction=True,
-                hint="Write the destination last, after the heredoc",
-            )
+            return heredoc_destination(keyword, arguments[-1])
         case "ADD" | "COPY":
             message = (
                 f"{keyword} requires at least two arguments, but only one was provided. Destination could not be "
@@ -126,6 +123,17 @@ def blank_name(keyword: str, key: Token) -> TokenError:
         key.start + 1,
         instruction=True,
         hint=f"The form is: {_FORMS[keyword]}",
+    )
+
+
+def heredoc_destination(keyword: str, destination: Token) -> TokenError:
+    """COPY's or ADD's last word opens a here-document."""
+    return TokenError(
+        f"{keyword} cannot accept a heredoc as a destination",
+        destination.start,
+        destination.end,
+        instruction=True,
+        hint="Write the destination last, after the heredoc",
     )
 
 

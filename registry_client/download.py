@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import BinaryIO, Final
 from urllib.parse import unquote, urlsplit
 
-from pybuild.errors import PybuildError
+from pybuild.errors import Cancelled, PybuildError
 from pybuild.layers.digest import CHUNK_BYTES, Digest
 from pybuild.layers.locks import lock_file
 from pybuild.values import asdict, dataclass
@@ -163,6 +163,9 @@ class Downloader:
         headers = self._authorization(url)
         if known is not None:
             headers |= self._conditions(known)
+        if known is not None and known.etag and self._confirmed(known, url, headers):
+            self._touch(key, known)
+            return self._result(known, fresh=False)
         with self._transport.send(Request("GET", url, headers)) as response:
             if known is not None and (response.status == 304 or self._unchanged(known, response)):
                 self._touch(key, known)
@@ -170,6 +173,18 @@ class Downloader:
             if response.status != 200:
                 raise self._refused(url, response)
             return self._result(self._store(url, key, response), fresh=True)
+
+    def _confirmed(self, known: _Known, url: str, headers: Mapping[str, str]) -> bool:
+        """Ask for the headers only: some servers give tags but answer a conditional GET with everything, as if it had none."""
+        try:
+            with self._transport.send(Request("HEAD", url, headers)) as response:
+                if response.status == 304:
+                    return response.headers.get("ETag", known.etag) == known.etag
+                return self._unchanged(known, response)
+        except Cancelled:
+            raise
+        except PybuildError:
+            return False  # a server without HEAD; the GET tells what is wrong
 
     def _store(self, url: str, key: str, response: Response) -> _Known:
         descriptor, path = tempfile.mkstemp(dir=self._partial)

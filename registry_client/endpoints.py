@@ -161,6 +161,12 @@ class Endpoint:
             url = parts._replace(scheme="https", netloc=ours.netloc).geturl()
         return url
 
+    def _wants_tls(self) -> bool:
+        # What Go's and nginx's servers say to plain HTTP on a TLS port. The answer to a HEAD would have no text, so ask with GET.
+        with self.transport.send(Request("GET", self.url(""))) as response:
+            said = response.error().detail.lower()
+        return response.status == 400 and ("https" in said or "tls" in said)
+
     def _find_scheme(self, attempt: Callable[[], Response]) -> Response:
         last: RegistryError | None = None
         for scheme in self._schemes:
@@ -174,21 +180,9 @@ class Endpoint:
                     raise
                 last = last or error
                 continue
-            if scheme == "http" and response.status == 400 and scheme != self._schemes[-1] and _wants_tls(response):
+            if scheme == "http" and response.status == 400 and scheme != self._schemes[-1] and self._wants_tls():
+                response.close()
                 self._scheme = None
                 continue
             return response
         raise last or RegistryError(f"{self.place.host} answers neither HTTP nor HTTPS")
-
-
-def _wants_tls(response: Response) -> bool:
-    # Go's and nginx's answers to plain HTTP on a TLS port.
-    with response:
-        text = b"".join(_first(response.chunks(4096))).lower()
-    return b"https" in text or b"tls" in text
-
-
-def _first(blocks: Iterable[bytes]) -> Iterable[bytes]:
-    for block in blocks:
-        yield block
-        return

@@ -248,6 +248,7 @@ class Transport:
             if adapter is None:
                 adapter = self._adapters[tls] = make_adapter(
                     context=lambda: _tls_context(tls),
+                    insecure=tls.insecure,
                     stall_timeout_seconds=self.network.stall_timeout_seconds,
                     block_bytes=_SEND_BLOCK_BYTES,
                 )
@@ -272,11 +273,12 @@ def _tls_context(tls: TlsSettings) -> ssl.SSLContext:
 
 
 def make_adapter(
-    *, context: Callable[[], ssl.SSLContext], stall_timeout_seconds: float, block_bytes: int
+    *, context: Callable[[], ssl.SSLContext], insecure: bool, stall_timeout_seconds: float, block_bytes: int
 ) -> HTTPAdapter:
     """An adapter whose pools use ``context`` for TLS (made when first needed) and send bodies in blocks of ``block_bytes``."""
     import socket
 
+    import urllib3
     from requests.adapters import HTTPAdapter as Base
     from urllib3.connection import HTTPConnection, HTTPSConnection
     from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
@@ -330,6 +332,9 @@ def make_adapter(
                 conn.ssl_context = self._tls_context()
                 conn.conn_kw["ssl_context"] = conn.ssl_context
 
+    if insecure:
+        # Whoever sets insecure = true knows; the library's warning would be printed among our output.
+        urllib3.disable_warnings(urllib3.exceptions.InsecureRequestWarning)
     return Adapter(pool_connections=16, pool_maxsize=_POOL_CONNECTIONS)
 
 

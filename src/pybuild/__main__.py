@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 
 
@@ -18,5 +19,16 @@ def main(argv: list[str] | None = None) -> int:
     return run(arguments)
 
 
+def program() -> None:
+    """Run as a program: the process ends here, without taking the interpreter apart, which would cost more than a cached build's steps."""
+    status = main()
+    try:
+        sys.stdout.flush()
+        sys.stderr.flush()
+    except OSError:
+        status = status or 1
+    os._exit(status)
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    program()

@@ -182,7 +182,9 @@ def test_locked_and_private_caches_are_not_shared(pybuild: Command, tmp_path: Pa
         for sharing in ("locked", "private")
         for n in range(2)
     )
-    copies = "".join(f"COPY --from={name}{n} /etc/passwd {name}{n}\n" for name in ("locked", "private") for n in range(2))
+    copies = "".join(
+        f"COPY --from={name}{n} /etc/passwd {name}{n}\n" for name in ("locked", "private") for n in range(2)
+    )
     pybuild.build(f"{stages}FROM scratch\n{copies}", tmp_path / "c")
 
 

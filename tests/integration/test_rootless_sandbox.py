@@ -41,8 +41,8 @@ pytestmark = [pytest.mark.integration, pytest.mark.rootless, pytest.mark.skipif(
 # Run as root in a mount namespace of its own, so that /etc/subuid is changed for this process only.
 BECOME = """
 import os, sys
-sys.path.insert(0, sys.argv[1] + "/pybuild/daemon")
-import sandbox
+sys.path.insert(0, sys.argv[1])
+from pybuild.daemon import sandbox
 source, python, driver, request, ranges = sys.argv[1:6]
 sandbox.unshare(sandbox.CLONE_NEWNS)
 sandbox.mount(b"none", b"/", flags=sandbox.MS_REC | sandbox.MS_PRIVATE)

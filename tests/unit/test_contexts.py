@@ -270,7 +270,7 @@ class Fetched:
             raise PybuildError(f"{url}: 404")
         return HttpFile(str(path), Digest.of(path.read_bytes()), path.name, 1_600_000_000.0 if "dated" in url else None)
 
-    def git_commit(self, remote: str, ref: str) -> str:
+    def git_commit(self, remote: str, ref: str, *, checksum: str = "") -> str:
         return "c0ffee" + "0" * 34
 
     def git_commit_time(self, remote: str, commit: str) -> float:

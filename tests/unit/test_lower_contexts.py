@@ -110,7 +110,7 @@ COMMIT = "0123456789abcdef0123456789abcdef01234567"
 class Remotes:
     """Git remotes whose references all name one commit."""
 
-    def git_commit(self, remote: str, ref: str) -> str:
+    def git_commit(self, remote: str, ref: str, *, checksum: str = "") -> str:
         return COMMIT
 
     def http(self, url: str, *, checksum: object) -> object:

@@ -98,7 +98,7 @@ class Remotes:
     def __init__(self) -> None:
         self.asked: list[tuple[str, str]] = []
 
-    def git_commit(self, remote: str, ref: str) -> str:
+    def git_commit(self, remote: str, ref: str, *, checksum: str = "") -> str:
         self.asked.append((remote, ref))
         if "missing" in remote:
             raise PybuildError("repository not found")

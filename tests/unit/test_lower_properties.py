@@ -155,7 +155,7 @@ DOCKERFILES = st.lists(STAGES, min_size=1, max_size=4).map(
 class Remotes:
     """Git remotes whose references all name one commit."""
 
-    def git_commit(self, remote: str, ref: str) -> str:
+    def git_commit(self, remote: str, ref: str, *, checksum: str = "") -> str:
         return "0" * 40
 
     def http(self, url: str, *, checksum: object) -> object:

@@ -54,7 +54,7 @@ class Remotes:
             raise PybuildError(f"checksum mismatch {digest}: {checksum}")
         return HttpFile(str(path), digest, "foo", 1234567.0)
 
-    def git_commit(self, remote: str, ref: str) -> str:
+    def git_commit(self, remote: str, ref: str, *, checksum: str = "") -> str:
         self.calls.append(f"commit {remote} {ref}")
         return self.commit
 

@@ -70,6 +70,7 @@ class Environment:
             docker_config=docker_config_directory(self.variables),
             variables=self.variables,
             offline=offline,
+            ends_process=True,
             debug=(lambda line: print(line, file=sys.stderr)) if self.debug else None,
         )
 

@@ -47,7 +47,7 @@ def du(arguments: list[str], environment: Environment) -> int:
         ]  # fmt: skip
         print_table(["IMAGE", "SIZE", "SHARED SIZE", "UNIQUE SIZE"], rows)
         return 0
-    records = [row for row in usage.cache if not filters or any(one.matches(row) for one in filters)]
+    records = [row for row in usage.cache if not filters or any(one.matches(row, now=time.time()) for one in filters)]
     if options.format:
         for row in records:
             fields = _fields(row)
