@@ -1123,13 +1123,13 @@ def set_up(request: Request, groups: StepGroups) -> Step:
         mask_paths(step.root, MASKED_PATHS)
         freeze_paths(step.root, READONLY_PATHS)
     close_scratch(step)
-    os_set_hostname(request["hostname"])
+    set_hostname(request["hostname"])
     if request["new_network"]:
         bring_up_loopback()
     return step
 
 
-def os_set_hostname(name: str) -> None:
+def set_hostname(name: str) -> None:
     """sethostname(2)."""
     encoded = name.encode()
     _check(_libc.sethostname(ctypes.c_char_p(encoded), ctypes.c_size_t(len(encoded))), "sethostname")
