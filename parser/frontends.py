@@ -64,6 +64,11 @@ def _scan(body: str, prefix: str, name: str, line: int) -> Syntax | None:
     return None
 
 
+def is_own_frontend(reference: str) -> bool:
+    """True if the language of the frontend ``reference`` is this one's, whatever its version."""
+    return _OWN.fullmatch(reference) is not None
+
+
 def frontend_warning(syntax: Syntax, source: Source) -> ParseWarning | None:
     """None where the frontend's language is this one."""
     span = source.span(source.starts[min(syntax.line, len(source.starts)) - 1], source.line_end(syntax.line))

@@ -145,6 +145,9 @@ REFUSED = [
         "variable expansion is not supported for --from, define a new stage with FROM using ARG from global scope as a workaround",
         "--from=$X",
     ),
+    ('COPY ["a", "<<E"]', "COPY cannot accept a heredoc as a destination", '"<<E"'),
+    ("COPY it's <<E", "COPY cannot accept a heredoc as a destination", "<<E"),
+    ("HEALTHCHECK --x", "HEALTHCHECK requires at least one argument", "HEALTHCHECK --x"),
     ("COPY a <<E\nE", "COPY cannot accept a heredoc as a destination", "<<E"),
 ]  # fmt: skip
 

@@ -63,6 +63,13 @@ def test_the_span_covers_all_lines_and_the_source_is_exact() -> None:
     assert (run.span.start.line, run.span.start.column, run.span.lines) == (2, 3, (2, 4))
 
 
+def test_an_instruction_may_begin_with_an_empty_continuation() -> None:
+    text = "FROM base\n \\\n\\\nRUN a\n"
+    run = parse(text).instructions[1]
+    assert run.source == "\\\n\\\nRUN a"
+    assert (run.keyword, run.span.lines, parse(text).render()) == ("RUN", (2, 4), text)
+
+
 def test_nodes_are_told_apart() -> None:
     dockerfile = parse("# escape=`\n\n# one\nFROM base\n   \n#two")
     kinds = [type(node) for node in dockerfile.nodes]
