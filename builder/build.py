@@ -28,6 +28,7 @@ from .contexts_named import NamedContexts, open_named_contexts
 from .execute import ExecSettings
 from .exporters import Exporters, ExportParts
 from .failure import BuildFailed
+from .frontend_choice import require_own_frontend
 from .graph import Network
 from .lower import LoweredImage, LowerOptions, lower
 from .named_context import LocalContextRef
@@ -58,7 +59,8 @@ class RecordedRecipes(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BuildParts:
-    """The concrete parts that a build runs on. ``platform``: this machine's; ``scratch``: a directory for unpacked contexts; ``clock``
+    """The concrete parts that a build runs on. ``preload`` loads what the stat index knows
+    below a directory; ``platform``: this machine's; ``scratch``: a directory for unpacked contexts; ``clock``
     gives seconds since the epoch; ``entitlements``: what the configuration permits; ``nonce``: a text that was never given before."""
 
     executor: Executor
@@ -71,6 +73,7 @@ class BuildParts:
     builds: BuildStore
     recipes: RecordedRecipes
     layer_times: LayerTimes
+    preload: Callable[[str], object]
     platform: Platform
     scratch: str
     clock: Callable[[], float]
@@ -140,9 +143,7 @@ class _Build:
     ) -> None:
         self._request = request
         self._parts = parts
-        progress = self._recording = Recording(
-            progress, ref=parts.nonce(), subject=subject_of(request), started=parts.clock()
-        )
+        self._recording = Recording(ref=parts.nonce(), subject=subject_of(request), started=parts.clock())
         self._progress = progress
         self._cancel = cancel
         self._stdout = stdout
@@ -165,7 +166,6 @@ class _Build:
             self._recording.finish(
                 self._parts.builds,
                 finished=self._parts.clock(),
-                recipe_of=self._parts.recipes.recipe_of,
                 names=self._request.tags,
                 result=(result.image_id or "") if result is not None else "",
                 error=error,
@@ -185,6 +185,7 @@ class _Build:
         request, parts = self._request, self._parts
         opened, dockerfile = self._open(stack)
         self._dockerfile = dockerfile
+        require_own_frontend(dockerfile, request.build_args)
         named = open_named_contexts(request.named_contexts, directory=request.directory)
         platforms = request.platforms or (parts.platform,)
         self._settings = CheckSettings.of(dockerfile, request.build_args)
@@ -315,7 +316,6 @@ class _Build:
     def _solve(self, lowered: Sequence[LoweredImage], views: Mapping[str, FileView]) -> list[Result]:
         request, parts = self._request, self._parts
         targets = [each.vertex for each in lowered]
-        self._recording.expect(targets)
         with Solver(
             executor=parts.executor,
             snapshots=parts.snapshots,
@@ -324,7 +324,11 @@ class _Build:
             resolved=tuple(image for each in lowered for image in each.images),
             remotes=parts.remotes,
             contexts=views,
-            settings=ExecSettings(self._secrets(), {source.id: source.paths[0] for source in request.ssh}),
+            settings=ExecSettings(
+                self._secrets(),
+                {source.id: source.paths[0] for source in request.ssh},
+                root_owner=parts.exports.owner,
+            ),
             progress=self._progress,
             max_parallelism=request.max_parallelism or parts.max_parallelism,
             entitlements=request.entitlements & parts.entitlements,
@@ -336,8 +340,12 @@ class _Build:
                 evicted=parts.recipes.evicted,
             ),
             require_cache=request.require_cache,
+            preload=parts.preload,
         ) as solver:
-            solved = solver.solve(targets)
+            try:
+                solved = solver.solve(targets)
+            finally:
+                self._recording.add(solver.reports)
         return [solved[target] for target in targets]
 
     def _secrets(self) -> dict[str, bytes]:

@@ -204,6 +204,7 @@ class Engine:
             builds=self.store.builds,
             recipes=CacheRecipes(cache),
             layer_times=layers,
+            preload=cache.stat_index.preload,
             platform=host_platform(),
             scratch=str(scratch),
             clock=time.time,
