@@ -164,8 +164,8 @@ class Endpoint:
     def _wants_tls(self) -> bool:
         # What Go's and nginx's servers say to plain HTTP on a TLS port. The answer to a HEAD would have no text, so ask with GET.
         with self.transport.send(Request("GET", self.url(""))) as response:
-            said = response.error().detail.lower()
-        return response.status == 400 and ("https" in said or "tls" in said)
+            said = next(response.chunks(4096), b"").lower()
+        return response.status == 400 and (b"https" in said or b"tls" in said)
 
     def _find_scheme(self, attempt: Callable[[], Response]) -> Response:
         last: RegistryError | None = None
