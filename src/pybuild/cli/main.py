@@ -153,7 +153,7 @@ def _dispatch(command: str, arguments: list[str], options: dict[str, str]) -> in
     from .environment import Environment
 
     environment = Environment.from_process(options)
-    if os.geteuid() != 0 and command not in _WITHOUT_STORE and "--help" not in arguments and "-h" not in arguments:
+    if command not in _WITHOUT_STORE and not {"-h", "--help"} & set(arguments):
         _become_root_of_a_namespace()
     module = import_module(f"pybuild.cli.{row[0]}")
     function = getattr(module, row[1])
@@ -162,8 +162,17 @@ def _dispatch(command: str, arguments: list[str], options: dict[str, str]) -> in
     return status
 
 
+def _may_mount() -> bool:
+    """True with CAP_SYS_ADMIN (capabilities(7): number 21)."""
+    with open("/proc/self/status", "rb") as status:
+        return any(line.startswith(b"CapEff:") and int(line.split()[1], 16) >> 21 & 1 for line in status)
+
+
 def _become_root_of_a_namespace() -> None:
-    """An ordinary user works as root of a user namespace; what can't be had there is said in one line each. Before any thread starts."""
+    """Whoever may not mount (an ordinary user, root of a confined container) works as root of a user namespace; what can't be had
+    there is said in one line each. Before any thread starts."""
+    if os.geteuid() == 0 and _may_mount():
+        return
     from pybuild.daemon import userns
 
     for notice in userns.enter().notices:
