@@ -178,6 +178,8 @@ class _Build:
         if self._cancel.is_set():
             return Cancelled()
         if isinstance(error, DockerfileError):
+            if error.text is None and self._dockerfile is not None:
+                error = error.at(filename=self._dockerfile.filename, text=self._dockerfile.text)
             return BuildFailed.of_dockerfile(error)
         return BuildFailed.of_step(error, self._dockerfile)
 
