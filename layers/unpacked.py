@@ -41,6 +41,7 @@ _BLOCK_LAYERS: Final = 50
 _STACKED_LAYERS: Final = (
     100  # overlayfs takes 500 (fs/overlayfs/ovl_entry.h); mounting and looking up cost more with each
 )
+_CHAINS: Final = 16
 _INDEXED_LAYERS: Final = 64
 
 
@@ -75,9 +76,11 @@ class UnpackedLayers:
         self._index = index
         self._leases = leases
         self._active = active
-        self._chains: dict[tuple[str, Digest], Digest] = {}
+        self._chains: list[tuple[tuple[Digest, ...], list[Digest]]] = []
+        # What was found and touched during the lease of this epoch.
+        self._epoch: int | None = None
         self._known: set[str] = set()
-        self._known_epoch: int | None = None
+        self._found: dict[Digest, str] = {}
         self._indexed: dict[Digest, EntryLayer | None] = {}
         self._guard = threading.Lock()
 
@@ -90,24 +93,31 @@ class UnpackedLayers:
 
     def chain(self, stack: Sequence[Digest]) -> list[Digest]:
         """The chain ID of every prefix (image specification, ``config.md``)."""
+        wanted = tuple(stack)
         out: list[Digest] = []
-        before = ""
-        for diff_id in stack:
-            key = (before, diff_id)
-            found = self._chains.get(key)
-            if found is None:
-                found = diff_id if not before else Digest.of(f"{before} {diff_id}".encode())
-                self._chains[key] = found
-            out.append(found)
-            before = str(found)
+        # Stacks grow at their end: most of a deep one was computed for the step before.
+        for known, chain in reversed(self._chains):
+            common = min(len(known), len(wanted))
+            if common > len(out) and known[:common] == wanted[:common]:
+                out = chain[:common]
+                if common == len(wanted):
+                    return out
+        for diff_id in wanted[len(out) :]:
+            out.append(diff_id if not out else Digest.of(f"{out[-1]} {diff_id}".encode()))
+        with self._guard:
+            self._chains.append((wanted, out[:]))
+            del self._chains[:-_CHAINS]
         return out
+
+    def _refresh(self) -> None:
+        epoch = self._leases.epoch
+        if epoch is None or epoch != self._epoch:
+            self._known, self._found, self._epoch = set(), {}, epoch
 
     def _present(self, path: str) -> bool:
         """True if ``layers/<path>`` is there; it is then kept for the running lease."""
-        epoch = self._leases.epoch
-        if epoch is None or epoch != self._known_epoch:
-            self._known, self._known_epoch = set(), epoch
-        elif path in self._known:
+        self._refresh()
+        if path in self._known:
             return True
         full = f"{self._layers}/{path}"
         if not os.path.isdir(full):
@@ -123,9 +133,14 @@ class UnpackedLayers:
         return True
 
     def _find(self, diff_id: Digest, chain_id: Digest) -> str | None:
+        self._refresh()
+        found = self._found.get(chain_id)
+        if found is not None:
+            return found
         for name in (chain_id.hex, diff_id.hex):
             if self._present(f"{name}/fs"):
-                return f"{self._layers}/{name}/fs"
+                found = self._found[chain_id] = f"{self._layers}/{name}/fs"
+                return found
         return None
 
     def is_unpacked(self, stack: Sequence[Digest]) -> bool:
