@@ -69,7 +69,8 @@ def unpack_layer(
     parents that the archive lacks are 0755 of root. Raises InvalidTar, InvalidLayer, UnpackFailed, StoreFull, and what
     ``source`` raises.
     """
-    reader = TarReader(source)
+    stream = _Stream(source)
+    reader = TarReader(stream)
     unpacker = _Unpacker(reader, root, ownership, lower)
     path = ""
     try:
@@ -80,6 +81,8 @@ def unpack_layer(
         path = ""
         return unpacker.finish()
     except OSError as error:
+        if error is stream.error:
+            raise  # of the network, say, and not of this machine's files
         raise_if_full(error, Path(root))
         hint = None
         if error.errno == errno.EINVAL and ownership.owners is Owners.NATIVE:
@@ -87,6 +90,21 @@ def unpack_layer(
         raise UnpackFailed(path, error, hint=hint) from error
     finally:
         unpacker.close()
+
+
+class _Stream:
+    """The source; remembers an error of its own."""
+
+    def __init__(self, source: Source) -> None:
+        self._source = source
+        self.error: OSError | None = None
+
+    def read(self, size: int, /) -> bytes:
+        try:
+            return self._source.read(size)
+        except OSError as error:
+            self.error = error
+            raise
 
 
 @dataclass(frozen=True, slots=True)
