@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from .dockerfile import Dockerfile
 
 _RULE = "-" * 20
+_WIDTH_LIMIT = 2000  # a line of data in a here-document is no help to anyone
 
 
 def excerpt(text: str, lines: tuple[int, int], *, context: int = 2, filename: str = "Dockerfile") -> str:
@@ -46,6 +47,8 @@ def _listing(text: str, lines: tuple[int, int], *, context: int, filename: str, 
     for number in range(start, end + 1):
         mark = ">>>" if first <= number <= last else "   "
         row = rows[number - 1].rstrip("\r")
+        if len(row) > _WIDTH_LIMIT:
+            row = row[:_WIDTH_LIMIT] + "…"
         out.append(f" {number:3d} | {mark} {row}")
         if culprit is not None and culprit.start.line == number:
             out.append(_caret(row, culprit))

@@ -21,7 +21,7 @@ from . import patterns_in_variables as glob
 from .ast import Span, Word
 from .errors import DockerfileError
 from .go_text import SPACE, quote
-from .word_scanner import Literal, Part, SubstitutionProblem, Variable, scan_word
+from .word_scanner import Literal, Mode, Part, SubstitutionProblem, Variable, scan_word
 
 __all__ = [
     "Expansion", "ExpansionError", "Literal", "Part", "Variable", "expand", "expand_heredoc", "expand_text", "expand_words",
@@ -56,7 +56,7 @@ def expand(word: Word, env: Environment) -> Expansion:
     text = word.text
     if not _is_special(text, word.escape):
         return Expansion(text)
-    return _expand(text, env, word.escape, False, False, False, False, word.span)
+    return _expand(text, env, mode=Mode(word.escape), span=word.span)
 
 
 def expand_text(
@@ -68,14 +68,14 @@ def expand_text(
     ``keep_quotes`` and ``keep_escapes``: they do what they do, and stay; ``plain_quotes``: quotes are characters like others;
     ``keep_unset``: a variable without a value stays as it is written.
     """
-    return _expand(text, env, escape, keep_quotes, keep_escapes, plain_quotes, keep_unset, None)
+    return _expand(text, env, mode=Mode(escape, keep_quotes, keep_escapes, plain_quotes), keep_unset=keep_unset)
 
 
 def expand_words(word: Word, env: Environment) -> tuple[str, ...]:
     """Substitute, then split at blanks that neither quotes nor escapes protect. Raises ``ExpansionError``."""
     if not _is_special(word.text, word.escape):
         return tuple(part for part in _split_space(word.text) if part)
-    parts = _scan(word.text, word.escape, False, False, False, word.span)
+    parts = _scan(word.text, Mode(word.escape), span=word.span)
     evaluation = _Evaluation(env, keep_unset=False)
     splitter = _Splitter()
     try:
@@ -85,7 +85,7 @@ def expand_words(word: Word, env: Environment) -> tuple[str, ...]:
             else:
                 splitter.add(evaluation.variable(part), split=not part.quoted)
     except SubstitutionProblem as problem:
-        raise _error(word.text, str(problem), word.span) from None
+        raise _error(word.text, str(problem), span=word.span) from None
     return splitter.finish()
 
 
@@ -94,12 +94,12 @@ def expand_heredoc(content: str, env: Environment, escape: str = "\\") -> Expans
     character even where the Dockerfile chose the backtick, hence the default. Raises ``ExpansionError``."""
     if "$" not in content and escape not in content:
         return Expansion(content)
-    return _expand(content, env, escape, False, False, True, False, None)
+    return _expand(content, env, mode=Mode(escape, plain_quotes=True))
 
 
 def parse_word(word: Word) -> tuple[Part, ...]:
     """What a word consists of, in order: ``Literal`` text and ``Variable`` references. Raises ``ExpansionError``."""
-    return _scan(word.text, word.escape, False, False, False, word.span)
+    return _scan(word.text, Mode(word.escape), span=word.span)
 
 
 def _is_special(text: str, escape: str) -> bool:
@@ -107,35 +107,32 @@ def _is_special(text: str, escape: str) -> bool:
 
 
 def _expand(
-    text: str, env: Environment, escape: str, keep_quotes: bool, keep_escapes: bool, plain_quotes: bool, keep_unset: bool,
-    span: Span | None,
-) -> Expansion:  # fmt: skip
-    parts = _scan(text, escape, keep_quotes, keep_escapes, plain_quotes, span)
+    text: str, env: Environment, *, mode: Mode, keep_unset: bool = False, span: Span | None = None
+) -> Expansion:
+    parts = _scan(text, mode, span=span)
     evaluation = _Evaluation(env, keep_unset=keep_unset)
     try:
         result = evaluation.text(parts)
     except SubstitutionProblem as problem:
-        raise _error(text, str(problem), span) from None
+        raise _error(text, str(problem), span=span) from None
     if not evaluation.used and not evaluation.unset:
         return Expansion(result)
     return Expansion(result, frozenset(evaluation.used), frozenset(evaluation.unset))
 
 
-def _scan(
-    text: str, escape: str, keep_quotes: bool, keep_escapes: bool, plain_quotes: bool, span: Span | None
-) -> tuple[Part, ...]:
+def _scan(text: str, mode: Mode, *, span: Span | None) -> tuple[Part, ...]:
     try:
         # Long texts are here-documents, each seen once: not worth remembering.
         scan = _remembered_scan if len(text) < 2000 else scan_word
-        return scan(text, escape, keep_quotes, keep_escapes, plain_quotes)
+        return scan(text, mode)
     except SubstitutionProblem as problem:
-        raise _error(text, str(problem), span) from None
+        raise _error(text, str(problem), span=span) from None
 
 
 _remembered_scan = lru_cache(maxsize=2048)(scan_word)
 
 
-def _error(text: str, reason: str, span: Span | None) -> ExpansionError:
+def _error(text: str, reason: str, *, span: Span | None) -> ExpansionError:
     hint = None
     if reason == "syntax error: missing '}'":
         hint = "Close the variable with }"

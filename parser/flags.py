@@ -81,27 +81,29 @@ def read_flags(instruction: str, tokens: Sequence[Token]) -> Flags:
         kind = known.get(name)
         if kind is None:
             message = did_you_mean(f"unknown flag: --{name}", name, known)
-            raise _error(message, token, _unknown_hint(instruction, name, known))
+            raise TokenError.at(message, token, hint=_unknown_hint(instruction, name, known=known))
         if kind is not FlagKind.STRINGS and flags.token(name) is not None:
-            raise _error(f"duplicate flag specified: --{name}", token, f"Keep one --{name}")
+            raise TokenError.at(f"duplicate flag specified: --{name}", token, hint=f"Keep one --{name}")
         if kind is not FlagKind.BOOL and value is None:
-            raise _error(f"missing a value on flag: --{name}", token, f"Write --{name}=VALUE, without a blank around =")
+            raise TokenError.at(
+                f"missing a value on flag: --{name}", token, hint=f"Write --{name}=VALUE, without a blank around ="
+            )
         if kind is FlagKind.BOOL and value is not None:
             if value == "":
-                raise _error(f"missing a value on flag: --{name}", token, f"Write --{name} or --{name}=false")
+                raise TokenError.at(
+                    f"missing a value on flag: --{name}", token, hint=f"Write --{name} or --{name}=false"
+                )
             if value.lower() not in ("true", "false"):
-                raise _error(
-                    f"expecting boolean value for flag --{name}, not: {value}", token, "Booleans are true and false"
+                raise TokenError.at(
+                    f"expecting boolean value for flag --{name}, not: {value}",
+                    token,
+                    hint="Booleans are true and false",
                 )
         flags.add(name, token)
     return flags
 
 
-def _error(message: str, token: Token, hint: str | None) -> TokenError:
-    return TokenError(message, token.start, token.end, instruction=True, hint=hint)
-
-
-def _unknown_hint(instruction: str, name: str, known: dict[str, FlagKind]) -> str | None:
+def _unknown_hint(instruction: str, name: str, *, known: dict[str, FlagKind]) -> str | None:
     if closest(name, known) is not None:
         return None
     elsewhere = [other for other, flags in FLAGS.items() if name in flags]

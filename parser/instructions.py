@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple, TypeAlias
 
 from . import ast
 from .expand import ExpansionError, expand_text
@@ -74,7 +74,7 @@ class InstructionBuilder:
                 for token in flag_tokens
             ),
         }
-        return _BUILDERS[node.rule](self, rest, flag_tokens, common)
+        return _BUILDERS[node.rule](self, _Parts(rest, flag_tokens, common))
 
     # Pieces
 
@@ -149,7 +149,7 @@ class InstructionBuilder:
         try:
             fields = csv_spans(value)
         except ValueError as error:
-            raise _fault(str(error), token) from None
+            raise TokenError.at(str(error), token) from None
         type_word: ast.Word | None = None
         options: list[tuple[str, ast.Word | None]] = []
         known: list[tuple[str, str | None]] = []
@@ -188,7 +188,7 @@ class InstructionBuilder:
         start, end = token.start, token.end
         if place is not None and end - start == len(token.text):
             start, end = start + offset + place[0], start + offset + place[1]
-        return TokenError(error.message, start, end, instruction=True, hint=error.hint)
+        return TokenError(error.message, start=start, end=end, instruction=True, hint=error.hint)
 
     def checked(self, token: Token | None, check: Callable[[str], object]) -> None:
         """Apply a check of values.py to a flag's value or a word, unless a variable stands in it."""
@@ -200,9 +200,9 @@ class InstructionBuilder:
         try:
             check(value)
         except ValueProblem as error:
-            raise TokenError(error.message, token.start, token.end, instruction=True, hint=error.hint) from None
+            raise TokenError.at(error.message, token, hint=error.hint) from None
         except ValueError as error:
-            raise _fault(str(error), token) from None
+            raise TokenError.at(str(error), token) from None
 
     def expression(self) -> str:
         """What ONBUILD leaves in the image: the trigger's logical line and its here-documents as written."""
@@ -210,24 +210,27 @@ class InstructionBuilder:
         return text + "".join(f"\n{body}{heredoc.name}" for heredoc, body in self._bodies)
 
 
-def _fault(message: str, token: Token, *, hint: str | None = None) -> TokenError:
-    return TokenError(message, token.start, token.end, instruction=True, hint=hint)
-
-
 def _strings(children: Sequence[Node | Token]) -> tuple[str, ...]:
     return tuple(child.text for child in children if isinstance(child, Token) and child.type == "STRING")
 
 
-_Rest = Sequence[Node | Token]
-_Common = dict[str, Any]  # keyword arguments that all instructions share; their types differ
+_Rest: TypeAlias = Sequence[Node | Token]
 
 
-def _from(builder: InstructionBuilder, rest: _Rest, flag_tokens: list[Token], common: _Common) -> ast.Instruction:
-    image = rest[0]
+class _Parts(NamedTuple):
+    """``rest``: what follows keyword and flags; ``flags``: their tokens; ``common``: keyword arguments that all instructions take."""
+
+    rest: _Rest
+    flags: list[Token]
+    common: dict[str, Any]  # the arguments' types differ
+
+
+def _from(builder: InstructionBuilder, parts: _Parts) -> ast.Instruction:
+    image = parts.rest[0]
     assert isinstance(image, Token)
     name = keyword = None
-    if len(rest) > 1:
-        stage = rest[1]
+    if len(parts.rest) > 1:
+        stage = parts.rest[1]
         assert isinstance(stage, Node)
         as_token, name_token = stage.children
         assert isinstance(as_token, Token)
@@ -235,18 +238,18 @@ def _from(builder: InstructionBuilder, rest: _Rest, flag_tokens: list[Token], co
         try:
             check_stage_name(name_token.text)
         except ValueProblem as error:
-            raise _fault(error.message, name_token, hint=error.hint) from None
+            raise TokenError.at(error.message, name_token, hint=error.hint) from None
         name, keyword = name_token.text, as_token.text
-    flags = read_flags("FROM", flag_tokens)
+    flags = read_flags("FROM", parts.flags)
     platform = builder.flag_word(flags.token("platform"))
     if platform is not None and not platform.text:
         platform = None
-    return ast.From(**common, image=builder.word(image), platform=platform, stage_name=name, as_keyword=keyword)
+    return ast.From(**parts.common, image=builder.word(image), platform=platform, stage_name=name, as_keyword=keyword)
 
 
-def _arg(builder: InstructionBuilder, rest: _Rest, flag_tokens: list[Token], common: _Common) -> ast.Instruction:
+def _arg(builder: InstructionBuilder, parts: _Parts) -> ast.Instruction:
     args = []
-    for node in rest:
+    for node in parts.rest:
         assert isinstance(node, Node)
         key, value = node.children[0], node.children[-1]
         assert isinstance(key, Token)
@@ -255,56 +258,58 @@ def _arg(builder: InstructionBuilder, rest: _Rest, flag_tokens: list[Token], com
             raise blank_name("ARG", key)
         default = builder.word(value) if len(node.children) > 1 else None
         args.append(ast.KeyValue(builder.word(key), default, builder.line.span(key.start, value.end)))
-    return ast.Arg(**common, args=tuple(args))
+    return ast.Arg(**parts.common, args=tuple(args))
 
 
-def _env(builder: InstructionBuilder, rest: _Rest, flag_tokens: list[Token], common: _Common) -> ast.Instruction:
-    read_flags("ENV", flag_tokens)
-    pairs, legacy = builder.pairs("ENV", rest)
-    return ast.Env(**common, pairs=pairs, legacy=legacy)
+def _env(builder: InstructionBuilder, parts: _Parts) -> ast.Instruction:
+    read_flags("ENV", parts.flags)
+    pairs, legacy = builder.pairs("ENV", parts.rest)
+    return ast.Env(**parts.common, pairs=pairs, legacy=legacy)
 
 
-def _label(builder: InstructionBuilder, rest: _Rest, flag_tokens: list[Token], common: _Common) -> ast.Instruction:
-    read_flags("LABEL", flag_tokens)
-    pairs, legacy = builder.pairs("LABEL", rest)
-    return ast.Label(**common, pairs=pairs, legacy=legacy)
+def _label(builder: InstructionBuilder, parts: _Parts) -> ast.Instruction:
+    read_flags("LABEL", parts.flags)
+    pairs, legacy = builder.pairs("LABEL", parts.rest)
+    return ast.Label(**parts.common, pairs=pairs, legacy=legacy)
 
 
-def _run(builder: InstructionBuilder, rest: _Rest, flag_tokens: list[Token], common: _Common) -> ast.Instruction:
-    flags = read_flags("RUN", flag_tokens)
-    command = builder.command(rest)
+def _run(builder: InstructionBuilder, parts: _Parts) -> ast.Instruction:
+    flags = read_flags("RUN", parts.flags)
+    command = builder.command(parts.rest)
     for token in flags.tokens("device"):
         try:
             check_device(flag_value(token) or "")
         except ValueError as error:
-            raise _fault(str(error), token) from None
+            raise TokenError.at(str(error), token) from None
     mounts = tuple(builder.mount(token) for token in flags.tokens("mount"))
     network, security = flags.text("network", "default"), flags.text("security", "sandbox")
     wanted = flags.token("network")
     if wanted is not None and network not in ("default", "none", "host"):
-        raise _fault(f"invalid network mode {quote(network)}", wanted, hint="The modes are default, none and host")
+        raise TokenError.at(
+            f"invalid network mode {quote(network)}", wanted, hint="The modes are default, none and host"
+        )
     wanted = flags.token("security")
     if wanted is not None and security not in ("insecure", "sandbox"):
-        raise _fault(f"security {quote(security)} is not valid", wanted, hint="It is sandbox or insecure")
+        raise TokenError.at(f"security {quote(security)} is not valid", wanted, hint="It is sandbox or insecure")
     devices = tuple(flag_value(token) or "" for token in flags.tokens("device"))
-    return ast.Run(**common, command=command, mounts=mounts, network=network, security=security, devices=devices)
+    return ast.Run(**parts.common, command=command, mounts=mounts, network=network, security=security, devices=devices)
 
 
 def _check_transfer(builder: InstructionBuilder, flags: Flags) -> None:
     builder.checked(flags.token("chmod"), check_chmod)
 
 
-def _copy(builder: InstructionBuilder, rest: _Rest, flag_tokens: list[Token], common: _Common) -> ast.Instruction:
-    flags = read_flags("COPY", flag_tokens)
+def _copy(builder: InstructionBuilder, parts: _Parts) -> ast.Instruction:
+    flags = read_flags("COPY", parts.flags)
     _check_transfer(builder, flags)
-    sources, destination = builder.transfer("COPY", rest)
+    sources, destination = builder.transfer("COPY", parts.rest)
     token = flags.token("from")
     source = None
     if token is not None:
         source = flag_value(token) or None
         _check_from_flag(source or "", token, builder.escape)
     return ast.Copy(
-        **common,
+        **parts.common,
         sources=sources,
         destination=destination,
         from_=source,
@@ -320,9 +325,9 @@ def _check_from_flag(value: str, token: Token, escape: str) -> None:
     try:
         expanded = expand_text(value, {}, escape=escape).text
     except ExpansionError as error:
-        raise _fault(error.message, token) from None
+        raise TokenError.at(error.message, token) from None
     if expanded != value:
-        raise _fault(
+        raise TokenError.at(
             "variable expansion is not supported for --from, define a new stage with FROM using ARG from global scope "
             "as a workaround",
             token,
@@ -330,21 +335,21 @@ def _check_from_flag(value: str, token: Token, escape: str) -> None:
         )
 
 
-def _add(builder: InstructionBuilder, rest: _Rest, flag_tokens: list[Token], common: _Common) -> ast.Instruction:
-    flags = read_flags("ADD", flag_tokens)
+def _add(builder: InstructionBuilder, parts: _Parts) -> ast.Instruction:
+    flags = read_flags("ADD", parts.flags)
     _check_transfer(builder, flags)
-    sources, destination = builder.transfer("ADD", rest)
+    sources, destination = builder.transfer("ADD", parts.rest)
     checksum = flags.token("checksum")
     words = [source for source in sources if isinstance(source, ast.Word)]
     if checksum is not None and flag_value(checksum):
         if len(words) != 1:
-            raise _fault(
+            raise TokenError.at(
                 "checksum can't be specified for multiple sources", checksum, hint="Use one ADD for each source"
             )
         if variable_free(words[0].text, escape=builder.escape) and not _may_be_remote(words[0].text):
-            raise _fault("checksum requires HTTP(S) or Git sources", checksum)
+            raise TokenError.at("checksum requires HTTP(S) or Git sources", checksum)
     return ast.Add(
-        **common,
+        **parts.common,
         sources=sources,
         destination=destination,
         chown=builder.flag_word(flags.token("chown")),
@@ -361,39 +366,39 @@ def _may_be_remote(source: str) -> bool:
     return "://" in source or ".git" in source or source.startswith(("git@", "github.com/"))
 
 
-def _cmd(builder: InstructionBuilder, rest: _Rest, flag_tokens: list[Token], common: _Common) -> ast.Instruction:
-    read_flags("CMD", flag_tokens)
-    return ast.Cmd(**common, command=builder.command(rest))
+def _cmd(builder: InstructionBuilder, parts: _Parts) -> ast.Instruction:
+    read_flags("CMD", parts.flags)
+    return ast.Cmd(**parts.common, command=builder.command(parts.rest))
 
 
-def _entrypoint(builder: InstructionBuilder, rest: _Rest, flag_tokens: list[Token], common: _Common) -> ast.Instruction:
-    read_flags("ENTRYPOINT", flag_tokens)
-    return ast.Entrypoint(**common, command=builder.command(rest))
+def _entrypoint(builder: InstructionBuilder, parts: _Parts) -> ast.Instruction:
+    read_flags("ENTRYPOINT", parts.flags)
+    return ast.Entrypoint(**parts.common, command=builder.command(parts.rest))
 
 
-def _shell(builder: InstructionBuilder, rest: _Rest, flag_tokens: list[Token], common: _Common) -> ast.Instruction:
-    read_flags("SHELL", flag_tokens)
-    return ast.Shell(**common, args=_strings(rest))
+def _shell(builder: InstructionBuilder, parts: _Parts) -> ast.Instruction:
+    read_flags("SHELL", parts.flags)
+    return ast.Shell(**parts.common, args=_strings(parts.rest))
 
 
-def _expose(builder: InstructionBuilder, rest: _Rest, flag_tokens: list[Token], common: _Common) -> ast.Instruction:
-    read_flags("EXPOSE", flag_tokens)
-    ports = [token for token in rest if isinstance(token, Token)]
+def _expose(builder: InstructionBuilder, parts: _Parts) -> ast.Instruction:
+    read_flags("EXPOSE", parts.flags)
+    ports = [token for token in parts.rest if isinstance(token, Token)]
     for token in ports:
         builder.checked(token, parse_port)
-    return ast.Expose(**common, ports=tuple(builder.word(token) for token in ports))
+    return ast.Expose(**parts.common, ports=tuple(builder.word(token) for token in ports))
 
 
-def _volume(builder: InstructionBuilder, rest: _Rest, flag_tokens: list[Token], common: _Common) -> ast.Instruction:
-    read_flags("VOLUME", flag_tokens)
+def _volume(builder: InstructionBuilder, parts: _Parts) -> ast.Instruction:
+    read_flags("VOLUME", parts.flags)
     paths = []
-    for token in rest:
+    for token in parts.rest:
         if isinstance(token, Token) and token.type in ("WORD", "STRING"):
             path = token.text.strip(SPACE)
             if not path:
-                raise _fault("VOLUME specified can not be an empty string", token)
+                raise TokenError.at("VOLUME specified can not be an empty string", token)
             paths.append(builder.word(token._replace(text=path)))
-    return ast.Volume(**common, paths=tuple(paths))
+    return ast.Volume(**parts.common, paths=tuple(paths))
 
 
 def _text(rest: _Rest) -> Token:
@@ -402,39 +407,37 @@ def _text(rest: _Rest) -> Token:
     return token
 
 
-def _user(builder: InstructionBuilder, rest: _Rest, flag_tokens: list[Token], common: _Common) -> ast.Instruction:
-    read_flags("USER", flag_tokens)
-    return ast.User(**common, user=builder.word(_text(rest)))
+def _user(builder: InstructionBuilder, parts: _Parts) -> ast.Instruction:
+    read_flags("USER", parts.flags)
+    return ast.User(**parts.common, user=builder.word(_text(parts.rest)))
 
 
-def _workdir(builder: InstructionBuilder, rest: _Rest, flag_tokens: list[Token], common: _Common) -> ast.Instruction:
-    read_flags("WORKDIR", flag_tokens)
-    return ast.Workdir(**common, path=builder.word(_text(rest)))
+def _workdir(builder: InstructionBuilder, parts: _Parts) -> ast.Instruction:
+    read_flags("WORKDIR", parts.flags)
+    return ast.Workdir(**parts.common, path=builder.word(_text(parts.rest)))
 
 
-def _stopsignal(builder: InstructionBuilder, rest: _Rest, flag_tokens: list[Token], common: _Common) -> ast.Instruction:
-    builder.checked(_text(rest), check_signal)
-    return ast.Stopsignal(**common, signal=builder.word(_text(rest)))
+def _stopsignal(builder: InstructionBuilder, parts: _Parts) -> ast.Instruction:
+    builder.checked(_text(parts.rest), check_signal)
+    return ast.Stopsignal(**parts.common, signal=builder.word(_text(parts.rest)))
 
 
-def _maintainer(builder: InstructionBuilder, rest: _Rest, flag_tokens: list[Token], common: _Common) -> ast.Instruction:
-    read_flags("MAINTAINER", flag_tokens)
-    return ast.Maintainer(**common, author=_text(rest).text)
+def _maintainer(builder: InstructionBuilder, parts: _Parts) -> ast.Instruction:
+    read_flags("MAINTAINER", parts.flags)
+    return ast.Maintainer(**parts.common, author=_text(parts.rest).text)
 
 
-def _healthcheck(
-    builder: InstructionBuilder, rest: _Rest, flag_tokens: list[Token], common: _Common
-) -> ast.Instruction:
-    probe = rest[0]
+def _healthcheck(builder: InstructionBuilder, parts: _Parts) -> ast.Instruction:
+    probe = parts.rest[0]
     if isinstance(probe, Token):
         # BuildKit doesn't read the flags of HEALTHCHECK NONE.
-        return ast.Healthcheck(**common, command=None)
-    flags = read_flags("HEALTHCHECK", flag_tokens)
+        return ast.Healthcheck(**parts.common, command=None)
+    flags = read_flags("HEALTHCHECK", parts.flags)
     _, *command = probe.children
     first = command[0]
     assert isinstance(first, Token)
     return ast.Healthcheck(
-        **common,
+        **parts.common,
         command=ast.ShellForm(first.text) if first.type == "TEXT" else ast.ExecForm(_strings(command)),
         interval_ns=_interval(flags, "interval"),
         timeout_ns=_interval(flags, "timeout"),
@@ -452,9 +455,11 @@ def _interval(flags: Flags, name: str) -> int:
     try:
         nanoseconds = parse_duration(text)
     except ValueError as error:
-        raise _fault(str(error), token, hint="A duration is a number with a unit, as 500ms, 30s or 1m30s") from None
+        raise TokenError.at(
+            str(error), token, hint="A duration is a number with a unit, as 500ms, 30s or 1m30s"
+        ) from None
     if nanoseconds != 0 and nanoseconds < 1_000_000:
-        raise _fault(f"Interval {quote(name)} cannot be less than 1ms", token)
+        raise TokenError.at(f"Interval {quote(name)} cannot be less than 1ms", token)
     return nanoseconds
 
 
@@ -466,20 +471,20 @@ def _retries(flags: Flags) -> int:
     try:
         number = parse_signed(text, bits=32)
     except ValueError as error:
-        raise _fault(str(error), token) from None
+        raise TokenError.at(str(error), token) from None
     if number < 0:
-        raise _fault(f"--retries cannot be negative ({number})", token)
+        raise TokenError.at(f"--retries cannot be negative ({number})", token)
     return number
 
 
-def _onbuild(builder: InstructionBuilder, rest: _Rest, flag_tokens: list[Token], common: _Common) -> ast.Instruction:
-    read_flags("ONBUILD", flag_tokens)
-    trigger = rest[0]
+def _onbuild(builder: InstructionBuilder, parts: _Parts) -> ast.Instruction:
+    read_flags("ONBUILD", parts.flags)
+    trigger = parts.rest[0]
     assert isinstance(trigger, Node)
-    return ast.Onbuild(**common, expression=builder.expression(), trigger=builder.instruction(trigger))
+    return ast.Onbuild(**parts.common, expression=builder.expression(), trigger=builder.instruction(trigger))
 
 
-_BUILDERS: dict[str, Callable[[InstructionBuilder, _Rest, list[Token], _Common], ast.Instruction]] = {
+_BUILDERS: dict[str, Callable[[InstructionBuilder, _Parts], ast.Instruction]] = {
     "add": _add, "arg": _arg, "cmd": _cmd, "copy": _copy, "entrypoint": _entrypoint, "env": _env, "expose": _expose,
     "from": _from, "healthcheck": _healthcheck, "label": _label, "maintainer": _maintainer, "onbuild": _onbuild, "run": _run,
     "shell": _shell, "stopsignal": _stopsignal, "user": _user, "volume": _volume, "workdir": _workdir,

@@ -32,9 +32,9 @@ class Token(NamedTuple):
 
 
 class TokenError(Exception):
-    """A line can't be split. ``start`` and ``end``: the culprit; ``instruction``: whether BuildKit names the line in its message."""
+    """A line is no instruction. ``start`` and ``end``: the culprit; ``instruction``: whether BuildKit names the line in its message."""
 
-    def __init__(self, message: str, start: int, end: int, *, instruction: bool, hint: str | None = None) -> None:
+    def __init__(self, message: str, *, start: int, end: int, instruction: bool, hint: str | None = None) -> None:
         super().__init__(message)
         self.message = message
         self.start = start
@@ -42,139 +42,227 @@ class TokenError(Exception):
         self.instruction = instruction
         self.hint = hint
 
+    @classmethod
+    def at(cls, message: str, token: Token, *, hint: str | None = None, instruction: bool = True) -> TokenError:
+        """The error whose culprit is a token."""
+        return cls(message, start=token.start, end=token.end, instruction=instruction, hint=hint)
 
-_ARRAY_FORMS = frozenset({"RUN", "CMD", "ENTRYPOINT", "SHELL"})
-_TEXT_FORMS = frozenset({"USER", "WORKDIR", "STOPSIGNAL", "MAINTAINER"})
-_BLANKS = "\t\v\f\r "
+
 _BLANK_RUN = re.compile(r"[\t\v\f\r ]+")
 _NONBLANK_RUN = re.compile(r"[^\t\v\f\r ]+")
 _UNICODE_SPACE = re.compile(f"[{SPACE}]+")
+_JSON_STRING = re.compile(r'"(?:[^"\\\x00-\x1f]|\\(?:["\\/bfnrt]|u[0-9a-fA-F]{4}))*+"')
+_JSON_SPACE = re.compile(r"[ \t\n\r]*+")
 
 
 def tokenize(line: str, *, escape: str) -> list[Token]:
     """The tokens of one instruction. Raises ``TokenError``."""
-    tokens: list[Token] = []
-    end = len(line.rstrip(SPACE))
-    start = len(line) - len(line.lstrip(SPACE))
-    heredocs = find_heredocs(line) if "<<" in line else []
-    _instruction(line, start, end, escape, heredocs, tokens)
-    return tokens
+    tokenizer = _Tokenizer(line, escape)
+    tokenizer.instruction()
+    return tokenizer.tokens
 
 
-def _instruction(
-    line: str, start: int, end: int, escape: str, heredocs: list[HeredocWord], tokens: list[Token]
-) -> None:
-    while True:
-        match = _NONBLANK_RUN.match(line, start, end)
+class _Tokenizer:
+    """Goes once over a line. ``tokens`` grow as it goes; methods take where they begin and read to the line's end."""
+
+    __slots__ = ("_end", "_escape", "_heredocs", "_line", "tokens")
+
+    def __init__(self, line: str, escape: str) -> None:
+        self.tokens: list[Token] = []
+        self._line = line
+        self._escape = escape
+        self._end = len(line.rstrip(SPACE))
+        self._heredocs = find_heredocs(line) if "<<" in line else []
+
+    def instruction(self) -> None:
+        start = self._skip_space(0)
+        while True:
+            kind, stop = self._keyword(start)
+            separator = _BLANK_RUN.match(self._line, stop, self._end)
+            start = self._flags(separator.end()) if separator else stop
+            # BuildKit trims Unicode white space around the arguments, though only ASCII blanks part words.
+            start = self._skip_space(start)
+            if start >= self._end:
+                return
+            if kind != "ONBUILD":
+                break
+        self._heredocs = [heredoc for heredoc in self._heredocs if heredoc.start >= start]
+        self._arguments(kind, start)
+
+    def _keyword(self, start: int) -> tuple[str, int]:
+        match = _NONBLANK_RUN.match(self._line, start, self._end)
         stop = match.end() if match else start
-        keyword = line[start:stop]
+        keyword = self._line[start:stop]
         # Outside ASCII, letters such as the long s have an upper case that would make a keyword of them.
         kind = keyword.upper() if keyword.isascii() else ""
         if kind not in _KEYWORDS:
+            hint = f"If this continues the line above, end that line with {self._escape}"
             raise TokenError(
                 did_you_mean(f"unknown instruction: {keyword}", keyword, KEYWORDS, case_sensitive=False),
-                start,
-                stop,
+                start=start,
+                end=stop,
                 instruction=True,
-                hint=None
-                if closest(keyword, KEYWORDS, case_sensitive=False)
-                else f"If this continues the line above, end that line with {escape}",
+                hint=None if closest(keyword, KEYWORDS, case_sensitive=False) else hint,
             )
-        tokens.append(Token(kind, keyword, start, stop))
-        at = stop
-        if stop < end:
-            separator = _BLANK_RUN.match(line, stop, end)
-            at = _flags(line, separator.end() if separator else stop, end, escape, tokens)
-        # BuildKit trims Unicode white space around the arguments, though only ASCII blanks part words.
-        space = _UNICODE_SPACE.match(line, at, end)
-        start = space.end() if space else at
-        if kind != "ONBUILD":
-            break
-        if start >= end:
+        self.tokens.append(Token(kind, keyword, start, stop))
+        return kind, stop
+
+    def _flags(self, start: int) -> int:
+        """Adds the FLAG tokens; gives where the arguments begin. Quotes and escapes are removed from flags here, as in BuildKit."""
+        line, end, escape = self._line, self._end, self._escape
+        at = start
+        while True:
+            begin = at = self._skip_space(at)
+            if not line.startswith("--", at, end):
+                return at
+            parts: list[str] = []
+            quote = ""
+            while at < end:
+                char = line[at]
+                if char == escape:
+                    at += 1
+                    if at < end:
+                        parts.append(line[at])
+                elif quote:
+                    if char == quote:
+                        quote = ""
+                    else:
+                        parts.append(char)
+                elif char in "'\"":
+                    quote = char
+                elif char in SPACE:
+                    break
+                else:
+                    parts.append(char)
+                at += 1
+            at = min(at, end)
+            text = "".join(parts)
+            if text == "--":
+                return at
+            self.tokens.append(Token("FLAG", text, begin, at))
+
+    def _arguments(self, kind: str, start: int) -> None:
+        match kind:
+            case "RUN" | "CMD" | "ENTRYPOINT" | "SHELL":
+                self._command(start, heredocs=kind == "RUN")
+            case "USER" | "WORKDIR" | "STOPSIGNAL" | "MAINTAINER":
+                self._text(start)
+            case "COPY" | "ADD":
+                if not self._array(start):
+                    self._operands(start)
+            case "VOLUME":
+                if not self._array(start):
+                    self._words(start, self._end)
+            case "EXPOSE":
+                self._words(start, self._end)
+            case "FROM":
+                self._words(start, self._end)
+                if len(self.tokens) >= 3 and self.tokens[-2].type == "WORD" and self.tokens[-2].text.lower() == "as":
+                    self.tokens[-2] = self.tokens[-2]._replace(type="AS")
+            case "ENV" | "LABEL":
+                self._pairs(start, legacy=True)
+            case "ARG":
+                self._pairs(start, legacy=False)
+            case _:
+                self._healthcheck(start)
+
+    def _text(self, start: int) -> None:
+        self.tokens.append(Token("TEXT", self._line[start : self._end], start, self._end))
+
+    def _words(self, start: int, end: int) -> None:
+        self.tokens.extend(
+            Token("WORD", match[0], match.start(), match.end())
+            for match in _NONBLANK_RUN.finditer(self._line, start, end)
+        )
+
+    def _operands(self, start: int) -> None:
+        at = start
+        for heredoc in self._heredocs:
+            self._words(at, heredoc.start)
+            self._heredoc(heredoc)
+            at = heredoc.end
+        self._words(at, self._end)
+
+    def _heredoc(self, heredoc: HeredocWord) -> None:
+        text = self._line[heredoc.start : heredoc.end]
+        self.tokens.append(Token("HEREDOC", text, heredoc.start, heredoc.end, heredoc))
+
+    def _command(self, start: int, *, heredocs: bool) -> None:
+        if self._array(start):
             return
-    if start < end:
-        _arguments(kind, line, start, end, escape, [h for h in heredocs if h.start >= start], tokens)
+        self._text(start)
+        for heredoc in self._heredocs if heredocs else ():
+            self._heredoc(heredoc)
 
+    def _healthcheck(self, start: int) -> None:
+        separator = _UNICODE_SPACE.search(self._line, start, self._end)
+        stop, rest = (separator.start(), separator.end()) if separator else (self._end, self._end)
+        word = self._line[start:stop]
+        kind = {"NONE": "NONE", "CMD": "PROBE"}.get(word.upper(), "WORD")
+        self.tokens.append(Token(kind, word, start, stop))
+        if rest < self._end:
+            self._command(rest, heredocs=False)
 
-def _arguments(
-    kind: str, line: str, start: int, end: int, escape: str, heredocs: list[HeredocWord], tokens: list[Token]
-) -> None:
-    if kind in _ARRAY_FORMS:
-        _command(line, start, end, heredocs if kind == "RUN" else [], tokens)
-    elif kind in _TEXT_FORMS:
-        tokens.append(Token("TEXT", line[start:end], start, end))
-    elif kind in ("COPY", "ADD"):
-        if not _json_array(line, start, end, tokens):
-            _operands(line, start, end, heredocs, tokens)
-    elif kind == "VOLUME":
-        if not _json_array(line, start, end, tokens):
-            _words(line, start, end, tokens)
-    elif kind == "EXPOSE":
-        _words(line, start, end, tokens)
-    elif kind == "FROM":
-        _words(line, start, end, tokens)
-        if len(tokens) >= 3 and tokens[-2].type == "WORD" and tokens[-2].text.lower() == "as":
-            tokens[-2] = tokens[-2]._replace(type="AS")
-    elif kind == "ARG":
-        for word, begin, stop in quoted_words(line, start, end, escape):
-            _assignment(word, begin, stop, tokens)
-    elif kind in ("ENV", "LABEL"):
-        _pairs(line, start, end, escape, tokens)
-    else:
-        _healthcheck(line, start, end, tokens)
+    def _pairs(self, start: int, *, legacy: bool) -> None:
+        words = quoted_words(self._line[start : self._end], self._escape)
+        if legacy and words and "=" not in words[0][0]:
+            # The legacy form: the key ends at the first blank, whatever quotes say; the value is the rest of the line.
+            separator = _BLANK_RUN.search(self._line, start, self._end)
+            stop = separator.start() if separator else self._end
+            self.tokens.append(Token("KEY", self._line[start:stop], start, stop))
+            if separator:
+                self._text(separator.end())
+            return
+        for word, offset in words:
+            begin = start + offset
+            key, equal, value = word.partition("=")
+            middle = begin + len(key)
+            self.tokens.append(Token("KEY", key, begin, middle))
+            if equal:
+                self.tokens.append(Token("EQUAL", "=", middle, middle + 1))
+                self.tokens.append(Token("VALUE", value, middle + 1, begin + len(word)))
 
+    def _array(self, start: int) -> bool:
+        """Adds the tokens of a JSON array of strings; False if the text isn't JSON: then it is no array but text."""
+        line, end = self._line, self._end
+        if line[start] != "[":
+            return False
+        found = [Token("LSQB", "[", start, start + 1)]
+        at = self._skip_json_space(start + 1)
+        closed = at < end and line[at] == "]"
+        while not closed:
+            match = _JSON_STRING.match(line, at, end)
+            if match is None:
+                break
+            found.append(Token("STRING", decode_json_string(match[0]), match.start(), match.end()))
+            at = self._skip_json_space(match.end())
+            if at < end and line[at] == ",":
+                found.append(Token("COMMA", ",", at, at + 1))
+                at = self._skip_json_space(at + 1)
+                continue
+            closed = at < end and line[at] == "]"
+            break
+        if closed and self._skip_json_space(at + 1) == end:
+            self.tokens += found
+            self.tokens.append(Token("RSQB", "]", at, at + 1))
+            return True
+        if _is_json(line[start:end]):
+            raise TokenError(
+                "when using JSON array syntax, arrays must be comprised of strings only",
+                start=min(at, end - 1),
+                end=end,
+                instruction=False,
+                hint='Put double quotes around every element: ["a", "1"]',
+            )
+        return False
 
-def _words(line: str, start: int, end: int, tokens: list[Token]) -> None:
-    tokens.extend(Token("WORD", m[0], m.start(), m.end()) for m in _NONBLANK_RUN.finditer(line, start, end))
+    def _skip_space(self, at: int) -> int:
+        match = _UNICODE_SPACE.match(self._line, at, self._end)
+        return match.end() if match else at
 
-
-def _operands(line: str, start: int, end: int, heredocs: list[HeredocWord], tokens: list[Token]) -> None:
-    at = start
-    for heredoc in heredocs:
-        _words(line, at, heredoc.start, tokens)
-        tokens.append(Token("HEREDOC", line[heredoc.start : heredoc.end], heredoc.start, heredoc.end, heredoc))
-        at = heredoc.end
-    _words(line, at, end, tokens)
-
-
-def _command(line: str, start: int, end: int, heredocs: list[HeredocWord], tokens: list[Token]) -> None:
-    if _json_array(line, start, end, tokens):
-        return
-    tokens.append(Token("TEXT", line[start:end], start, end))
-    tokens.extend(Token("HEREDOC", line[h.start : h.end], h.start, h.end, h) for h in heredocs)
-
-
-def _healthcheck(line: str, start: int, end: int, tokens: list[Token]) -> None:
-    separator = _UNICODE_SPACE.search(line, start, end)
-    stop, rest = (separator.start(), separator.end()) if separator else (end, end)
-    word = line[start:stop]
-    kind = {"NONE": "NONE", "CMD": "PROBE"}.get(word.upper(), "WORD")
-    tokens.append(Token(kind, word, start, stop))
-    if rest < end:
-        _command(line, rest, end, [], tokens)
-
-
-def _pairs(line: str, start: int, end: int, escape: str, tokens: list[Token]) -> None:
-    words = quoted_words(line, start, end, escape)
-    if words and "=" not in words[0][0]:
-        # The legacy form: the key ends at the first blank, whatever quotes say; the value is the rest of the line.
-        separator = _BLANK_RUN.search(line, start, end)
-        stop = separator.start() if separator else end
-        tokens.append(Token("KEY", line[start:stop], start, stop))
-        if separator:
-            tokens.append(Token("TEXT", line[separator.end() : end], separator.end(), end))
-        return
-    for word, begin, stop in words:
-        _assignment(word, begin, stop, tokens)
-
-
-def _assignment(word: str, start: int, end: int, tokens: list[Token]) -> None:
-    key, equal, value = word.partition("=")
-    middle = start + len(key)
-    tokens.append(Token("KEY", key, start, middle))
-    if equal:
-        tokens.append(Token("EQUAL", "=", middle, middle + 1))
-        tokens.append(Token("VALUE", value, middle + 1, end))
+    def _skip_json_space(self, at: int) -> int:
+        match = _JSON_SPACE.match(self._line, at, self._end)
+        return match.end() if match else at
 
 
 def _word_pattern(escape: str) -> re.Pattern[str]:
@@ -189,17 +277,17 @@ def _word_pattern(escape: str) -> re.Pattern[str]:
 _WORD_PATTERNS = {escape: _word_pattern(escape) for escape in ("\\", "`")}
 
 
-def quoted_words(line: str, start: int, end: int, escape: str) -> list[tuple[str, int, int]]:
-    """(word as written, start, end) of each word where quotes and escapes may hold blanks. A lone escape at the end is dropped."""
+def quoted_words(text: str, escape: str) -> list[tuple[str, int]]:
+    """(word as written, where it begins) of each word where quotes and escapes may hold blanks. A lone escape at the end is
+    dropped."""
     found = []
-    text = line[start:end]
     for match in _WORD_PATTERNS[escape].finditer(text):
         word = match[0]
         if match.end() == len(text) and word.endswith(escape) and _ends_in_lone_escape(word, escape):
             word = word[:-1]
             if not word:
                 continue
-        found.append((word, start + match.start(), start + match.start() + len(word)))
+        found.append((word, match.start()))
     return found
 
 
@@ -219,86 +307,6 @@ def _ends_in_lone_escape(word: str, escape: str) -> bool:
             quote = char
         at += 1
     return False
-
-
-def _flags(line: str, start: int, end: int, escape: str, tokens: list[Token]) -> int:
-    """Adds the FLAG tokens; returns where the arguments begin. Quotes and escapes are removed from flags here, as in BuildKit."""
-    at = start
-    while True:
-        space = _UNICODE_SPACE.match(line, at, end)
-        begin = at = space.end() if space else at
-        if not line.startswith("--", at, end):
-            return at
-        parts: list[str] = []
-        quote = ""
-        while at < end:
-            char = line[at]
-            if char == escape:
-                at += 1
-                if at < end:
-                    parts.append(line[at])
-            elif quote:
-                if char == quote:
-                    quote = ""
-                else:
-                    parts.append(char)
-            elif char in "'\"":
-                quote = char
-            elif char in SPACE:
-                break
-            else:
-                parts.append(char)
-            at += 1
-        text = "".join(parts)
-        if text == "--":
-            return min(at, end)
-        tokens.append(Token("FLAG", text, begin, min(at, end)))
-
-
-_JSON_STRING = re.compile(r'"(?:[^"\\\x00-\x1f]|\\(?:["\\/bfnrt]|u[0-9a-fA-F]{4}))*+"')
-_JSON_SPACE = re.compile(r"[ \t\n\r]*+")
-
-
-def _json_array(line: str, start: int, end: int, tokens: list[Token]) -> bool:
-    """Adds the tokens of a JSON array of strings; False if the text isn't JSON: then it is no array but text."""
-    if line[start] != "[":
-        return False
-    found = [Token("LSQB", "[", start, start + 1)]
-    at = _skip(line, start + 1, end)
-    closed = False
-    if at < end and line[at] == "]":
-        closed = True
-    else:
-        while True:
-            match = _JSON_STRING.match(line, at, end)
-            if match is None:
-                break
-            found.append(Token("STRING", decode_json_string(match[0]), match.start(), match.end()))
-            at = _skip(line, match.end(), end)
-            if at < end and line[at] == ",":
-                found.append(Token("COMMA", ",", at, at + 1))
-                at = _skip(line, at + 1, end)
-                continue
-            closed = at < end and line[at] == "]"
-            break
-    if closed and _skip(line, at + 1, end) == end:
-        found.append(Token("RSQB", "]", at, at + 1))
-        tokens.extend(found)
-        return True
-    if _is_json(line[start:end]):
-        raise TokenError(
-            "when using JSON array syntax, arrays must be comprised of strings only",
-            min(at, end - 1),
-            end,
-            instruction=False,
-            hint='Put double quotes around every element: ["a", "1"]',
-        )
-    return False
-
-
-def _skip(line: str, at: int, end: int) -> int:
-    match = _JSON_SPACE.match(line, at, end)
-    return match.end() if match else at
 
 
 def decode_json_string(literal: str) -> str:

@@ -6,7 +6,7 @@ Owns the syntax of words. Never knows a variable's value, nor what an instructio
 from __future__ import annotations
 
 import re
-from typing import TypeAlias
+from typing import NamedTuple, TypeAlias
 
 from pybuild.values import dataclass
 
@@ -45,11 +45,21 @@ class Variable:
 Part: TypeAlias = Literal | Variable
 
 
-def scan_word(text: str, escape: str, keep_quotes: bool, keep_escapes: bool, plain_quotes: bool) -> tuple[Part, ...]:
+class Mode(NamedTuple):
+    """How a word is read. ``keep_quotes`` and ``keep_escapes``: they do what they do, and stay; ``plain_quotes``: quotes are
+    characters like others."""
+
+    escape: str = "\\"
+    keep_quotes: bool = False
+    keep_escapes: bool = False
+    plain_quotes: bool = False
+
+
+def scan_word(text: str, mode: Mode) -> tuple[Part, ...]:
     """The parts of a word. Raises ``SubstitutionProblem``."""
     # Go's text/scanner, on which BuildKit's lexer stands, drops a byte-order mark at the beginning.
-    scanner = _Scanner(text.removeprefix("\ufeff"), escape, keep_quotes, plain_quotes)
-    return tuple(scanner.until("", keep_escapes, 0))
+    scanner = _Scanner(text.removeprefix("\ufeff"), mode)
+    return tuple(scanner.until("", keep_escapes=mode.keep_escapes, depth=0))
 
 
 _SPECIAL_PARAMETERS = frozenset("@*#?-$!0")
@@ -59,14 +69,14 @@ _MISSING_BRACE = "syntax error: missing '}'"
 class _Scanner:
     __slots__ = ("_at", "_escape", "_keep_quotes", "_plain_quotes", "_text")
 
-    def __init__(self, text: str, escape: str, keep_quotes: bool, plain_quotes: bool) -> None:
+    def __init__(self, text: str, mode: Mode) -> None:
         self._text = text
         self._at = 0
-        self._escape = escape
-        self._keep_quotes = keep_quotes
-        self._plain_quotes = plain_quotes
+        self._escape = mode.escape
+        self._keep_quotes = mode.keep_quotes
+        self._plain_quotes = mode.plain_quotes
 
-    def until(self, stop: str, keep_escapes: bool, depth: int) -> list[Part]:
+    def until(self, stop: str, *, keep_escapes: bool, depth: int) -> list[Part]:
         """Parts up to and including the character ``stop``; to the end where ``stop`` is empty."""
         if depth > _DEPTH_LIMIT:
             raise SubstitutionProblem("variables are nested too deeply")
@@ -84,11 +94,11 @@ class _Scanner:
                 self._at += 1
                 return _joined(parts)
             if char == "$":
-                parts.append(self._dollar(False, keep_escapes, depth))
+                parts.append(self._dollar(quoted=False, depth=depth))
             elif char == "'" and not self._plain_quotes:
                 parts.append(self._single_quoted())
             elif char == '"' and not self._plain_quotes:
-                parts.extend(self._double_quoted(keep_escapes, depth))
+                parts.extend(self._double_quoted(keep_escapes=keep_escapes, depth=depth))
             elif char == escape:
                 if keep_escapes:
                     parts.append(Literal(char, True))
@@ -126,7 +136,7 @@ class _Scanner:
         self._at = end + 1
         return Literal(inner, True)
 
-    def _double_quoted(self, keep_escapes: bool, depth: int) -> list[Part]:
+    def _double_quoted(self, *, keep_escapes: bool, depth: int) -> list[Part]:
         text, escape = self._text, self._escape
         parts: list[Part] = [Literal('"' if self._keep_quotes else "", True)]
         self._at += 1
@@ -144,7 +154,7 @@ class _Scanner:
                     parts.append(Literal('"', True))
                 return parts
             if char == "$":
-                parts.append(self._dollar(True, keep_escapes, depth))
+                parts.append(self._dollar(quoted=True, depth=depth))
                 continue
             following = text[self._at + 1 : self._at + 2]
             self._at += 1
@@ -157,7 +167,7 @@ class _Scanner:
                 parts.append(Literal(escape, True))
         raise SubstitutionProblem("unexpected end of statement while looking for matching double-quote")
 
-    def _dollar(self, quoted: bool, keep_escapes: bool, depth: int) -> Part:
+    def _dollar(self, *, quoted: bool, depth: int) -> Part:
         text = self._text
         self._at += 1
         if not text.startswith("{", self._at):
@@ -175,7 +185,7 @@ class _Scanner:
         if operator == "}":
             return Variable(name, braces=True, quoted=quoted)
         if operator == "/":
-            return self._replacement(name, quoted, depth)
+            return self._replacement(name, quoted=quoted, depth=depth)
         if operator == ":":
             operator += text[self._at : self._at + 1]
             self._at += 1
@@ -183,7 +193,7 @@ class _Scanner:
                 raise SubstitutionProblem(f"unsupported modifier ({operator}) in substitution")
         elif operator not in ("+", "-", "?", "#", "%"):
             self._unsupported(operator)
-        word = self._operand("}", operator in ("#", "%"), depth, _MISSING_BRACE)
+        word = self._operand("}", keep_escapes=operator in ("#", "%"), depth=depth)
         if operator not in (":-", "-", ":+", "+", ":?", "?", "#", "%"):
             self._unsupported(operator)
         return Variable(name, operator, word, braces=True, quoted=quoted)
@@ -193,21 +203,23 @@ class _Scanner:
             raise SubstitutionProblem(_MISSING_BRACE)
         raise SubstitutionProblem(f"unsupported modifier ({operator}) in substitution")
 
-    def _replacement(self, name: str, quoted: bool, depth: int) -> Variable:
+    def _replacement(self, name: str, *, quoted: bool, depth: int) -> Variable:
         operator = "/"
         if self._text.startswith("/", self._at):
             operator = "//"
             self._at += 1
-        pattern = self._operand("/", True, depth, "syntax error: missing '/' in ${}")
-        replacement = self._operand("}", True, depth, _MISSING_BRACE)
+        pattern = self._operand("/", keep_escapes=True, depth=depth)
+        replacement = self._operand("}", keep_escapes=True, depth=depth)
         return Variable(name, operator, pattern, replacement, braces=True, quoted=quoted)
 
-    def _operand(self, stop: str, keep_escapes: bool, depth: int, missing: str) -> tuple[Part, ...]:
+    def _operand(self, stop: str, *, keep_escapes: bool, depth: int) -> tuple[Part, ...]:
         try:
-            return tuple(self.until(stop, keep_escapes, depth + 1))
+            return tuple(self.until(stop, keep_escapes=keep_escapes, depth=depth + 1))
         except SubstitutionProblem:
             if self._at >= len(self._text):
-                raise SubstitutionProblem(missing) from None
+                raise SubstitutionProblem(
+                    "syntax error: missing '/' in ${}" if stop == "/" else _MISSING_BRACE
+                ) from None
             raise
 
     def _name(self) -> str:

@@ -52,11 +52,11 @@ def wrong_arguments(tokens: Sequence[Token], error: UnexpectedToken) -> TokenErr
             return flag_error
     form = f"The form is: {_FORMS[keyword]}" if keyword in _FORMS else None
     if index == len(tokens):
-        return _too_early(keyword, arguments, tokens[position].start, tokens[-1].end, form)
-    return _unfit(keyword, arguments, tokens[index], tokens[index - 1], form)
+        return _too_early(keyword, arguments, start=tokens[position].start, end=tokens[-1].end, form=form)
+    return _unfit(keyword, arguments, culprit=tokens[index], previous=tokens[index - 1], form=form)
 
 
-def _too_early(keyword: str, arguments: Sequence[Token], start: int, end: int, form: str | None) -> TokenError:
+def _too_early(keyword: str, arguments: Sequence[Token], *, start: int, end: int, form: str | None) -> TokenError:
     """The instruction ended where the grammar wanted more."""
     instruction = True
     match keyword:
@@ -79,10 +79,12 @@ def _too_early(keyword: str, arguments: Sequence[Token], start: int, end: int, f
             message = f"{keyword} requires exactly one argument"
         case _:
             message = f"{keyword} requires at least one argument"
-    return TokenError(message, start, end, instruction=instruction, hint=form)
+    return TokenError(message, start=start, end=end, instruction=instruction, hint=form)
 
 
-def _unfit(keyword: str, arguments: Sequence[Token], culprit: Token, previous: Token, form: str | None) -> TokenError:
+def _unfit(
+    keyword: str, arguments: Sequence[Token], *, culprit: Token, previous: Token, form: str | None
+) -> TokenError:
     """``culprit`` is a token that the grammar doesn't allow at its place."""
     hint = form
     match keyword:
@@ -112,36 +114,29 @@ def _unfit(keyword: str, arguments: Sequence[Token], culprit: Token, previous: T
             hint = "Any instruction but ONBUILD, FROM and MAINTAINER can be a trigger"
         case _:
             message = f"{keyword} requires at least one argument"
-    return TokenError(message, culprit.start, culprit.end, instruction=True, hint=hint)
+    return TokenError.at(message, culprit, hint=hint)
 
 
 def blank_name(keyword: str, key: Token) -> TokenError:
     """A pair begins with its equal sign; ``key`` is the empty token in front of it."""
-    return TokenError(
-        f"{keyword} names can not be blank",
-        key.start,
-        key.start + 1,
-        instruction=True,
-        hint=f"The form is: {_FORMS[keyword]}",
+    return TokenError.at(
+        f"{keyword} names can not be blank", key._replace(end=key.start + 1), hint=f"The form is: {_FORMS[keyword]}"
     )
 
 
 def heredoc_destination(keyword: str, destination: Token) -> TokenError:
     """COPY's or ADD's last word opens a here-document."""
-    return TokenError(
+    return TokenError.at(
         f"{keyword} cannot accept a heredoc as a destination",
-        destination.start,
-        destination.end,
-        instruction=True,
+        destination,
         hint="Write the destination last, after the heredoc",
     )
 
 
 def _no_equal_sign(key: Token) -> TokenError:
-    return TokenError(
+    return TokenError.at(
         f"Syntax error - can't find = in {quote(key.text)}. Must be of the form: name=value",
-        key.start,
-        key.end,
-        instruction=False,
+        key,
         hint='Put quotes around a value that holds blanks: NAME="a b"',
+        instruction=False,
     )
