@@ -35,7 +35,7 @@ class UnsupportedOverlay(PybuildError):
     def __init__(self, path: str) -> None:
         super().__init__(
             f"overlayfs stored the renamed directory {path!r} as a reference",
-            hint="overlays must be mounted with redirect_dir=off",
+            hint="overlays must be mounted with redirect_dir=nofollow (or off)",
         )
         self.path = path
 

@@ -47,6 +47,7 @@ class _Place:
     bearer: Challenge | None = None
     basic: bool = False
     tokens: dict[frozenset[str], Token] = field(default_factory=dict, repr=False)
+    refused: LoginFailed | None = None
     basic_header: str = field(default="", repr=False)
 
 
@@ -149,6 +150,10 @@ class Authenticator:
                 raise response.error()
             return self._read_token(realm, response.read(_TOKEN_BYTES))
 
+    def refused(self, url: str, repository: str = "") -> LoginFailed | None:
+        """Why the credentials for ``url`` weren't used: then a refusal has this as its cause."""
+        return self._place(url, repository).refused
+
     def forget(self, url: str) -> None:
         """Drop everything known about the registry at ``url``."""
         with self._lock:
@@ -172,7 +177,18 @@ class Authenticator:
         if place.bearer is None:
             raise RegistryError(f"{redact_url(url)} has not asked for a token")
         credential = self._credentials.get(host, repository)
-        token = self.token(place.bearer, url, credential=credential, scopes=scopes)
+        try:
+            token = self.token(place.bearer, url, credential=credential, scopes=scopes)
+            place.refused = None
+        except LoginFailed as error:
+            # Credentials that ran out shouldn't stop anybody from reading what is public.
+            if credential is None or not all(scope.endswith(":pull") for scope in scopes):
+                raise
+            place.refused = error
+            try:
+                token = self.token(place.bearer, url, credential=None, scopes=scopes)
+            except RegistryError:
+                raise error from None
         place.tokens[scopes] = token
         return token
 

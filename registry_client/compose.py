@@ -29,7 +29,7 @@ from .pull import PulledManifest, read_config, resolve
 from .push import PushReport, push
 from .references import Reference
 from .sources import LayeredSource, RegistrySource
-from .stores import BlobSource
+from .stores import BlobSource, RememberedOrigins
 from .transfers import OnTransfer, Stop, silent
 from .transport import RegistryError
 
@@ -69,7 +69,7 @@ def create_index(
     stop = Stop(cancel)
     entries: list[Descriptor] = []
     places: list[BlobSource] = []
-    mount_from: list[str] = []
+    origins = RememberedOrigins()
     documents: list[bytes] = []
     kept = dict(annotations or {})
     for reference in [*([target] if append else []), *sources]:
@@ -80,9 +80,7 @@ def create_index(
                 continue
             raise
         repository = client.repository(reference)
-        places.append(RegistrySource(repository, found, stop=stop))
-        if reference.host == target.host:
-            mount_from.append(reference.repository)
+        places.append(_place(repository, found, origins=origins, stop=stop))
         top = found[0]
         if top.is_index:
             index = Index.from_bytes(top.data)
@@ -102,10 +100,18 @@ def create_index(
         descriptor,
         LayeredSource(places, made=documents),
         tags=tags,
-        mount_from=tuple(dict.fromkeys(mount_from)),
+        origins=origins,
         on_progress=on_progress,
         cancel=cancel,
     )
+
+
+def _place(
+    repository: Repository, found: Sequence[ManifestContent], *, origins: RememberedOrigins, stop: Stop
+) -> BlobSource:
+    source = RegistrySource(repository, found, stop=stop)
+    origins.remember(repository.reference.host, repository.name, source.blobs)
+    return source
 
 
 def _entry(repository: Repository, content: ManifestContent) -> Descriptor:
@@ -165,8 +171,8 @@ def rebase(
     found = contents(client, image)
     top = found[0]
     made: dict[Digest, _Rebased] = {}
-    places: list[BlobSource] = [RegistrySource(repository, found, stop=stop)]
-    mount_from = [image.repository] if image.host == target.host else []
+    origins = RememberedOrigins()
+    places: list[BlobSource] = [_place(repository, found, origins=origins, stop=stop)]
     bases: dict[str, Reference] = {}
     for content in found:
         if content.is_index:
@@ -179,10 +185,10 @@ def rebase(
         made[content.descriptor.digest] = _on(client, one, old=old, new=new)
     if not made:
         raise CannotRebase(f"{image.familiar} holds no image")
-    for reference in bases.values():
-        places.append(RegistrySource(client.repository(reference), contents(client, reference), stop=stop))
-        if reference.host == target.host:
-            mount_from.append(reference.repository)
+    places += [
+        _place(client.repository(reference), contents(client, reference), origins=origins, stop=stop)
+        for reference in bases.values()
+    ]
     documents = [data for one in made.values() for data in (one.manifest, one.config)]
     if top.is_index:
         index = Index.from_bytes(top.data)
@@ -201,7 +207,7 @@ def rebase(
         target,
         descriptor,
         LayeredSource(places, made=documents),
-        mount_from=tuple(dict.fromkeys(mount_from)),
+        origins=origins,
         on_progress=on_progress,
         cancel=cancel,
     )

@@ -140,6 +140,9 @@ class Endpoint:
             if sent is None:
                 return response
             response.close()
+            refused = self._auth.refused(request.url, repository)
+            if refused is not None and round_ > 0:
+                raise refused
         raise AssertionError("the last round returns")
 
     def absolute(self, response: Response, location: str) -> str:

@@ -323,7 +323,13 @@ class _Puller:
                     LayerDownload(layer, diff_ids[position], position, diff_ids) if position < len(diff_ids) else None
                 )
                 tasks[layer.digest] = partial(self._blob, layer, "layer", download)
-        run_all(list(tasks.values()), parallel=self._repository.client.transport.network.parallel, stop=self._stop)
+        transport = self._repository.client.transport
+        run_all(
+            list(tasks.values()),
+            parallel=transport.network.parallel,
+            stop=self._stop,
+            interrupt=transport.interrupt,
+        )
 
     def _config(self, image: PulledManifest) -> None:
         descriptor = image.manifest.config

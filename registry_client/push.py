@@ -9,7 +9,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import BinaryIO, Final
+from typing import BinaryIO, Final, TypeVar
 
 from pybuild.layers.descriptor import (
     DOCKER_LAYER_FOREIGN_GZIP,
@@ -35,6 +35,7 @@ _FOREIGN: Final = frozenset(
     {DOCKER_LAYER_FOREIGN_GZIP, OCI_LAYER_FOREIGN, OCI_LAYER_FOREIGN_GZIP, OCI_LAYER_FOREIGN_ZSTD}
 )
 _INDEX_DEPTH: Final = 4
+T = TypeVar("T")
 
 
 class MissingContent(RegistryError):
@@ -71,7 +72,7 @@ def push(
     """Push the image or index that ``descriptor`` names, with all that belongs to it.
 
     ``reference`` gives the repository and the tag (or digest, or ``latest``); ``tags`` are more tags for the same. ``mount_from``: repositories of the
-    same registry to mount blobs from; ``origins`` remembers more of them, per blob. Raises MissingContent, RegistryError, Cancelled; then no
+    same registry that may have blobs to be mounted; ``origins`` knows for sure which have which, and learns. Raises MissingContent, RegistryError, Cancelled; then no
     tag was changed that is named after the one that failed.
     """
     repository = client.repository(reference, mirrors=False)
@@ -114,7 +115,7 @@ class _Pusher:
         self._origins = origins
         self._report = on_progress
         self._stop = stop
-        self._parallel = repository.client.transport.network.parallel
+        self._transport = repository.client.transport
 
     def run(self, descriptor: Descriptor, targets: tuple[str, ...]) -> PushReport:
         scopes = self._repository.push_scopes
@@ -202,7 +203,7 @@ class _Pusher:
             target = str(document.descriptor.digest)
             return self._repository.head_manifest(target, scopes=self._repository.push_scopes) is None
 
-        missing = run_all([partial(ask, document) for document in documents], parallel=self._parallel, stop=self._stop)
+        missing = self._run_all([partial(ask, document) for document in documents])
         return [document for document, lacks in zip(documents, missing, strict=True) if lacks]
 
     # --- blobs ---
@@ -240,19 +241,22 @@ class _Pusher:
     def _upload_all(self, blobs: Sequence[Descriptor], kind: str) -> list[Uploaded]:
         # The biggest first, so that it isn't the last to end.
         ordered = sorted(blobs, key=lambda blob: -blob.size)
+        return self._run_all([partial(self._upload, blob, kind) for blob in ordered])
+
+    def _run_all(self, tasks: Sequence[Callable[[], T]]) -> list[T]:
         return run_all(
-            [partial(self._upload, blob, kind) for blob in ordered], parallel=self._parallel, stop=self._stop
+            tasks, parallel=self._transport.network.parallel, stop=self._stop, interrupt=self._transport.interrupt
         )
 
     def _upload(self, blob: Descriptor, kind: str) -> Uploaded:
         total = blob.size
         host = self._repository.reference.host
-        origins = (*self._origins.repositories(host, blob.digest), *self._mount_from)
         upload = BlobUpload(
             self._repository,
             blob,
             source=_Checked(self._store, blob),
-            mount_from=tuple(dict.fromkeys(origins)),
+            mount_from=self._origins.repositories(host, blob.digest),
+            guesses=self._mount_from,
             on_bytes=_throttled(lambda at: self._report(Transfer(blob.digest, kind, TransferState.RUNNING, at, total))),
             stop=self._stop,
         )

@@ -41,6 +41,11 @@ class RegistrySource:
                 if not blob.urls or repository.head_blob(blob.digest) is not None:
                     self._blobs[blob.digest] = blob
 
+    @property
+    def blobs(self) -> tuple[Digest, ...]:
+        """The layers and configurations that the repository has."""
+        return tuple(self._blobs)
+
     def has(self, digest: Digest) -> bool:
         return digest in self._documents or digest in self._blobs
 

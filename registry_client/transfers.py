@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Sequence
-from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from collections.abc import Callable, Collection, Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
 from enum import Enum
-from typing import TypeVar
+from typing import Final, TypeVar
 
 from pybuild.errors import Cancelled
 from pybuild.layers.digest import Digest
 from pybuild.values import dataclass
 
 T = TypeVar("T")
+_POLL_SECONDS: Final = 0.2
 
 
 class TransferState(Enum):
@@ -52,30 +53,45 @@ class Stop:
         self._cancel = cancel
         self._failed = threading.Event()
 
+    @property
+    def stopped(self) -> bool:
+        """True if there is no point in going on."""
+        return self._failed.is_set() or self.cancelled
+
     def fail(self) -> None:
         """Something failed: the others need not go on."""
         self._failed.set()
 
     def check(self) -> None:
         """Raise Cancelled if there is no point in going on."""
-        if self._failed.is_set() or (self._cancel is not None and self._cancel.is_set()):
+        if self.stopped:
             raise Cancelled
 
     @property
     def cancelled(self) -> bool:
+        """True if the caller asked to stop."""
         return self._cancel is not None and self._cancel.is_set()
 
 
-def run_all(tasks: Sequence[Callable[[], T]], *, parallel: int, stop: Stop) -> list[T]:
+def run_all(
+    tasks: Sequence[Callable[[], T]],
+    *,
+    parallel: int,
+    stop: Stop,
+    interrupt: Callable[[Collection[int]], None] = lambda threads: None,
+) -> list[T]:
     """Run ``tasks``, at most ``parallel`` at a time, and return their results in order.
 
-    After the first failure the others are told to stop; when all have ended that failure is raised.
+    After the first failure the others are told to stop; when all have ended that failure is raised. ``interrupt`` gets the identifiers of
+    threads that should stop but may be waiting for the network.
     """
-    if len(tasks) <= 1 or parallel <= 1:
-        return [task() for task in tasks]
+    if not tasks:
+        return []
     first: list[BaseException] = []
+    threads: set[int] = set()
 
     def guarded(task: Callable[[], T]) -> T:
+        threads.add(threading.get_ident())
         try:
             stop.check()
             return task()
@@ -88,10 +104,15 @@ def run_all(tasks: Sequence[Callable[[], T]], *, parallel: int, stop: Stop) -> l
     with ThreadPoolExecutor(min(parallel, len(tasks)), thread_name_prefix="transfer") as pool:
         futures = [pool.submit(guarded, task) for task in tasks]
         try:
-            wait(futures, return_when=FIRST_EXCEPTION)
+            while wait(futures, timeout=_POLL_SECONDS).not_done:
+                if stop.stopped:
+                    interrupt(threads)
         except BaseException:
             stop.fail()
+            interrupt(threads)
             raise
+    if stop.cancelled:
+        raise Cancelled
     if first:
         raise first[0]
     return [future.result() for future in futures]

@@ -9,11 +9,12 @@ from __future__ import annotations
 import random
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import urljoin, urlsplit
+from weakref import WeakSet
 
-from pybuild.errors import PybuildError
+from pybuild.errors import Cancelled, PybuildError
 
 from .exchanges import BLOCK_BYTES, Body, BodyReader, BytesBody, Request, Response, TlsSettings
 from .failures import (
@@ -60,7 +61,7 @@ class Transport:
         network: NetworkSettings | None = None,
         *,
         log: Callable[[str], None] | None = None,
-        sleep: Callable[[float], None] = time.sleep,
+        sleep: Callable[[float], None] | None = None,
         clock: Callable[[], float] = time.monotonic,
         wall_clock: Callable[[], float] = time.time,
         jitter: Callable[[], float] = random.random,
@@ -68,12 +69,14 @@ class Transport:
         self.settings = settings or RegistrySettings()
         self.network = network or NetworkSettings()
         self._log = log
-        self._sleep = sleep
+        self._sleep = sleep or self._interruptible_sleep
+        self._sleepers: dict[int, threading.Event] = {}
         self._clock = clock
         self._wall_clock = wall_clock
         self._jitter = jitter
         self._lock = threading.Lock()
         self._adapters: dict[TlsSettings, HTTPAdapter] = {}
+        self._connections: WeakSet[Any] = WeakSet()  # Any: urllib3 is not imported until it is needed
         self.requests_sent = 0
 
     def __enter__(self) -> Transport:
@@ -117,16 +120,13 @@ class Transport:
                 ):
                     with response:
                         raise response.error(hint=f"the server asks to wait {wait:.0f} seconds; try again later")
-                if attempt >= self.network.attempts:
-                    return response
-                response.close()
-            if failure is not None and attempt >= self.network.attempts:
-                raise failure
             delay = self.pause_seconds(attempt) if wait is None else wait + self._jitter()
-            if waited + delay > self.network.retry_budget_seconds:
+            if attempt >= self.network.attempts or waited + delay > self.network.retry_budget_seconds:
                 if failure is not None:
                     raise failure
                 return response
+            if failure is None:
+                response.close()
             self._sleep(delay)
             waited += delay
             attempt += 1
@@ -139,6 +139,34 @@ class Transport:
     def pause(self, attempt: int) -> None:
         """Wait as ``pause_seconds`` says."""
         self._sleep(self.pause_seconds(attempt))
+
+    def interrupt(self, threads: Collection[int]) -> None:
+        """Break the connections that these threads (by identifier) are using, so that whoever waits on one stops waiting."""
+        import socket
+
+        with self._lock:
+            connections = list(self._connections)
+            sleepers = [event for thread, event in self._sleepers.items() if thread in threads]
+        for event in sleepers:
+            event.set()
+        for connection in connections:
+            sock = connection.sock
+            if connection.thread in threads and sock is not None:
+                try:
+                    sock.shutdown(socket.SHUT_RDWR)
+                except OSError:
+                    pass  # it is closed already
+
+    def _interruptible_sleep(self, seconds: float) -> None:
+        thread = threading.get_ident()
+        with self._lock:
+            event = self._sleepers[thread] = threading.Event()
+        try:
+            if event.wait(seconds):
+                raise Cancelled
+        finally:
+            with self._lock:
+                self._sleepers.pop(thread, None)
 
     def _send_following(self, request: Request) -> Response:
         method, url, headers, body = request.method, request.url, dict(request.headers), request.body
@@ -249,6 +277,7 @@ class Transport:
                 adapter = self._adapters[tls] = make_adapter(
                     context=lambda: _tls_context(tls),
                     insecure=tls.insecure,
+                    connections=self._connections,
                     stall_timeout_seconds=self.network.stall_timeout_seconds,
                     block_bytes=_SEND_BLOCK_BYTES,
                 )
@@ -273,7 +302,12 @@ def _tls_context(tls: TlsSettings) -> ssl.SSLContext:
 
 
 def make_adapter(
-    *, context: Callable[[], ssl.SSLContext], insecure: bool, stall_timeout_seconds: float, block_bytes: int
+    *,
+    context: Callable[[], ssl.SSLContext],
+    insecure: bool,
+    connections: WeakSet[Any],  # Any: urllib3 is not imported until it is needed
+    stall_timeout_seconds: float,
+    block_bytes: int,
 ) -> HTTPAdapter:
     """An adapter whose pools use ``context`` for TLS (made when first needed) and send bodies in blocks of ``block_bytes``."""
     import socket
@@ -290,12 +324,22 @@ def make_adapter(
             sock.settimeout(stall_timeout_seconds)
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
 
-    class PlainConnection(HTTPConnection):
+    class Used:
+        """Remembers which thread uses the connection."""
+
+        thread = 0
+
+        def putrequest(self, *args: Any, **kwargs: Any) -> None:  # Any: http.client's own signature
+            self.thread = threading.get_ident()
+            connections.add(self)
+            super().putrequest(*args, **kwargs)  # type: ignore[misc]  # the classes below have it
+
+    class PlainConnection(Used, HTTPConnection):
         def connect(self) -> None:
             super().connect()
             relax(self.sock)
 
-    class TlsConnection(HTTPSConnection):
+    class TlsConnection(Used, HTTPSConnection):
         def connect(self) -> None:
             super().connect()
             relax(self.sock)

@@ -68,7 +68,8 @@ class _Lost(Exception):
 class BlobUpload:
     """The upload of one blob.
 
-    ``source`` is read from the start as often as needed. ``mount_from``: repositories of the same registry that may have the blob.
+    ``source`` is read from the start as often as needed. ``mount_from``: repositories of the same registry that have the blob;
+    ``guesses``: others that may have it, of which just the first is tried: a failed mount costs as much as it would save.
     ``on_bytes`` gets how far the upload is.
     """
 
@@ -79,13 +80,17 @@ class BlobUpload:
         *,
         source: BlobSource,
         mount_from: Sequence[str] = (),
+        guesses: Sequence[str] = (),
         on_bytes: Callable[[int], None] = lambda count: None,
         stop: Stop | None = None,
     ) -> None:
         self._repository = repository
         self._descriptor = descriptor
         self._source = source
-        self._mount_from = tuple(name for name in mount_from if name != repository.name)[:_MOUNT_TRIES]
+        sure = [name for name in mount_from if name != repository.name][:_MOUNT_TRIES]
+        maybe = [name for name in guesses if name != repository.name and name not in sure][:1]
+        self._mount_from = (*sure, *maybe)
+        self._sure = len(sure)
         self._on_bytes = on_bytes
         self._stop = stop or Stop()
         self._transport = repository.client.transport
@@ -95,12 +100,14 @@ class BlobUpload:
     def run(self) -> Uploaded:
         """Make sure that the repository has the blob. Raises RegistryError, Cancelled."""
         session: _Session | None = None
-        for name in self._mount_from:
+        for number, name in enumerate(self._mount_from):
+            if session is not None:
+                if number >= self._sure:
+                    break
+                self._abandon(session)
             mounted, session = self._mount(name)
             if mounted:
                 return Uploaded(Outcome.MOUNTED)
-            if session is not None:
-                break
         # A failed mount has opened a session; asking first still pays for blobs that cost more than a request.
         ask = session is None or self._descriptor.size > _CHUNK_BYTES
         if ask and self._repository.head_blob(self._descriptor.digest, scopes=self._repository.push_scopes) is not None:

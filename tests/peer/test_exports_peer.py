@@ -92,7 +92,19 @@ def test_podman_loads_and_runs_it(
     load = [podman, *store, *options, "load", "-q", "-i", f"{tmp_path}/out.tar"]
     loaded = subprocess.run(load, capture_output=True, text=True, check=False)
     assert loaded.returncode == 0, loaded.stderr
-    run = ["run", "--rm", "--network", "host", "--cgroups", "disabled", "docker.io/example/app:1"]
+    run = [
+        "run",
+        "--rm",
+        "--network",
+        "host",
+        "--cgroups",
+        "disabled",
+        "--ulimit",
+        "nofile=1024:1024",
+        "--ulimit",
+        "nproc=1024:1024",
+        "docker.io/example/app:1",
+    ]
     done = subprocess.run([podman, *store, *options, *run], capture_output=True, text=True, check=False)
     assert done.stdout == "hello from a hard pipe soft\n", done.stderr
 
