@@ -44,7 +44,9 @@ from pybuild.layers.descriptor import (
 )
 from pybuild.layers.digest import Digest
 from pybuild.layers.image import ImageConfig, Index, Manifest
+from pybuild.registry_client.auth import LoginFailed
 from pybuild.registry_client.client import ContentMismatch, ImageNotFound, RegistryClient, UnsupportedManifest
+from pybuild.registry_client.credentials import Credential, FixedCredentials
 from pybuild.registry_client.pull import NoMatchingPlatform, PulledImage, pull, resolve
 from pybuild.registry_client.references import Reference
 from pybuild.registry_client.settings import NetworkSettings, Proxies, RegistrySettings
@@ -653,6 +655,19 @@ def test_a_registry_that_never_accepts_a_token_is_given_up(setup: Setup, store: 
         assert len(setup.registry.seen) < 6
 
 
+def test_refused_credentials_are_the_reason_when_an_anonymous_pull_is_refused_too(
+    setup: Setup, store: BlobStore
+) -> None:
+    rights = Rights({"user": "s3cret"})
+    with TokenServer(rights, make_token=lambda: "useless") as tokens:
+        setup.registry.on("*", "/v2/", Refuser(tokens.realm))
+        transport = Transport(None, NetworkSettings(stall_timeout_seconds=2.0), sleep=lambda seconds: None)
+        client = RegistryClient(transport, FixedCredentials({setup.registry.host: Credential("user", "old")}))
+        with pytest.raises(LoginFailed, match="wrong user name or password"):
+            pulled(setup, store, client)
+    assert [request.user for request in tokens.requests][:2] == ["user", None]
+
+
 # --- mirrors, foreign layers ---
 
 
@@ -737,6 +752,30 @@ def test_cancelling_ends_a_transfer(setup: Setup, store: BlobStore) -> None:
             on_progress=watch,
             cancel=cancel,
         )
+    nothing_to_run(setup, store)
+
+
+@pytest.mark.parametrize("fault", [stall_after(1000), answer(429, Retry_After="50")])
+def test_cancelling_ends_waiting_at_once(setup: Setup, store: BlobStore, fault: Callable[[Exchange], bool]) -> None:
+    setup.registry.on("GET", f"/blobs/{setup.layer.digest}", fault)
+    cancel = threading.Event()
+    timer = threading.Timer(0.3, cancel.set)
+    timer.start()
+    start = time.monotonic()
+    with RegistryClient(Transport()) as client, pytest.raises(Cancelled):
+        pull(client, Reference.parse(f"{setup.registry.host}/{NAME}:1"), store, platform=AMD64, cancel=cancel)
+    assert time.monotonic() - start < 5
+    timer.join()
+    nothing_to_run(setup, store)
+
+
+def test_a_failure_stops_the_other_transfers_at_once(setup: Setup, store: BlobStore) -> None:
+    setup.registry.on("GET", f"/blobs/{setup.layer.digest}", stall_after(1000))
+    del setup.registry.blobs[NAME][str(setup.manifest.layers[1].digest)]
+    start = time.monotonic()
+    with RegistryClient(Transport()) as client, pytest.raises(ImageNotFound):
+        pull(client, Reference.parse(f"{setup.registry.host}/{NAME}:1"), store, platform=AMD64)
+    assert time.monotonic() - start < 5
     nothing_to_run(setup, store)
 
 

@@ -245,10 +245,16 @@ def test_anonymous_pulls_and_refused_pushes(token: RunningRegistry, store: BlobS
         assert "pybuild login" in (caught.value.hint or "")
 
 
-def test_wrong_credentials_are_told(token: RunningRegistry, tmp_path: Path) -> None:
+def test_wrong_credentials_stop_a_push_but_not_a_public_pull(token: RunningRegistry, store: BlobStore) -> None:
+    image = make_image(store, seed=75)
+    reference = Reference.parse(f"{token.host}/wrong/app:1")
+    with client_for(credentials=FixedCredentials({token.host: Credential(USER, SECRET)})) as client:
+        push(client, reference, image, store)
     credentials = FixedCredentials({token.host: Credential(USER, "wrong")})
-    with client_for(credentials=credentials) as client, pytest.raises(LoginFailed, match="wrong user name or password"):
-        client.repository(Reference.parse(f"{token.host}/public/app")).get_manifest("1")
+    with client_for(credentials=credentials) as client:
+        assert client.repository(reference).get_manifest("1").descriptor.digest == image.digest
+        with pytest.raises(LoginFailed, match="wrong user name or password"):
+            push(client, reference, make_image(store, seed=76), store)
 
 
 def test_login_keeps_an_identity_token_instead_of_the_secret(
