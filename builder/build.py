@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack
 from typing import Any, BinaryIO, Protocol
 
 from pybuild.errors import Cancelled, PybuildError, UsageError
@@ -36,7 +36,7 @@ from .outputs import Output, OutputType
 from .progress import BuildWarning, Progress, StepDone, StepProgress, StepStarted
 from .protocols import CacheIndex, Executor, ImageSource, Snapshots
 from .recording import BuildStore, Recording, previous_steps, subject_of
-from .request import BuildRequest
+from .request import BuildRequest, SshSource
 from .solver import Result, Solver
 from .source_date_epoch import EpochSource
 from .why import Explainer
@@ -47,6 +47,13 @@ class LayerTimes(Protocol):
 
     def created(self, stack: Sequence[Digest]) -> tuple[float, ...]:
         """Seconds since the epoch, one for each layer of ``stack``."""
+
+
+class SshAgents(Protocol):
+    """Makes the agents' sockets that steps are connected to."""
+
+    def serve(self, sources: Sequence[SshSource]) -> AbstractContextManager[Mapping[str, str]]:
+        """Sockets of this machine by id, until the context ends. Raises PybuildError for what is neither a socket nor a key."""
 
 
 class RecordedRecipes(Protocol):
@@ -73,6 +80,7 @@ class BuildParts:
     builds: BuildStore
     recipes: RecordedRecipes
     layer_times: LayerTimes
+    ssh: SshAgents
     preload: Callable[[str], object]
     platform: Platform
     scratch: str
@@ -122,13 +130,16 @@ def build(
     progress: Progress,
     cancel: threading.Event,
     stdout: BinaryIO | None = None,
+    on_dockerfile: Callable[[Dockerfile], None] | None = None,
 ) -> BuildResult:
-    """Build and export. ``stdout`` takes what an output with ``dest=-`` writes.
+    """Build and export. ``stdout`` takes what an output with ``dest=-`` writes; ``on_dockerfile`` gets the parsed Dockerfile.
 
     Raises BuildFailed (with the Dockerfile's listing) when the Dockerfile or a step is wrong, Cancelled, and other PybuildErrors for
     what is wrong around it (contexts, outputs, registries).
     """
-    return _Build(request, parts, progress=progress, cancel=cancel, stdout=stdout).run()
+    return _Build(
+        request, parts, progress=progress, cancel=cancel, stdout=stdout, on_dockerfile=on_dockerfile
+    ).run()
 
 
 class _Build:
@@ -140,7 +151,9 @@ class _Build:
         progress: Progress,
         cancel: threading.Event,
         stdout: BinaryIO | None,
+        on_dockerfile: Callable[[Dockerfile], None] | None,
     ) -> None:
+        self._on_dockerfile = on_dockerfile
         self._request = request
         self._parts = parts
         self._recording = Recording(ref=parts.nonce(), subject=subject_of(request), started=parts.clock())
@@ -187,6 +200,8 @@ class _Build:
         request, parts = self._request, self._parts
         opened, dockerfile = self._open(stack)
         self._dockerfile = dockerfile
+        if self._on_dockerfile is not None:
+            self._on_dockerfile(dockerfile)
         require_own_frontend(dockerfile, request.build_args)
         named = open_named_contexts(request.named_contexts, directory=request.directory)
         platforms = request.platforms or (parts.platform,)
@@ -195,7 +210,8 @@ class _Build:
         lowered = [self._lower(dockerfile, opened, named, platform) for platform in platforms]
         self._settings.enforce(self._warnings.values())
         views: dict[str, FileView] = {"context": opened.view, **named.views}
-        results = self._solve(lowered, views)
+        sockets = stack.enter_context(parts.ssh.serve(request.ssh)) if request.ssh else {}
+        results = self._solve(lowered, views, sockets)
         images = tuple(self._built(each, results[position]) for position, each in enumerate(lowered))
         outputs = request.outputs or (Output(type=OutputType.IMAGE),)
         exporters = Exporters(
@@ -230,6 +246,7 @@ class _Build:
                     remotes=parts.remotes,
                     scratch=parts.scratch,
                     keep_git_dir=request.build_args.get("BUILDKIT_CONTEXT_KEEP_GIT_DIR", "") in ("1", "true"),
+                    hide_ignored_definition=request.hide_ignored_definition,
                 )
             )
             dockerfile = parse(opened.dockerfile, filename=opened.dockerfile_name)
@@ -315,7 +332,9 @@ class _Build:
 
     # --- running -----------------------------------------------------------------------------------------------------
 
-    def _solve(self, lowered: Sequence[LoweredImage], views: Mapping[str, FileView]) -> list[Result]:
+    def _solve(
+        self, lowered: Sequence[LoweredImage], views: Mapping[str, FileView], sockets: Mapping[str, str]
+    ) -> list[Result]:
         request, parts = self._request, self._parts
         targets = [each.vertex for each in lowered]
         with Solver(
@@ -328,7 +347,7 @@ class _Build:
             contexts=views,
             settings=ExecSettings(
                 self._secrets(),
-                {source.id: source.paths[0] for source in request.ssh},
+                sockets,
                 root_owner=parts.exports.owner,
             ),
             progress=self._progress,

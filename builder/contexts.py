@@ -146,11 +146,13 @@ def open_context(
     remotes: ContextRemotes,
     scratch: str | os.PathLike[str],
     keep_git_dir: bool = False,
+    hide_ignored_definition: bool = False,
 ) -> Iterator[OpenedContext]:
     """Open ``context`` as typed and give it until the block ends.
 
     ``directory``: what relative paths, ``-f`` included, are relative to; ``dockerfile``: ``-f`` as typed; ``stdin``: read for ``-``,
-    left open; ``scratch``: an existing directory in which others are made; ``keep_git_dir``: for git contexts whose URL doesn't say.
+    left open; ``scratch``: an existing directory in which others are made; ``keep_git_dir``: for git contexts whose URL doesn't say;
+    ``hide_ignored_definition``: see BuildRequest.
     Raises UsageError, ContextNotFound, DockerfileNotFound, BadContextArchive and what ``remotes`` raises.
     """
     with contextlib.ExitStack() as stack:
@@ -161,6 +163,7 @@ def open_context(
             remotes=remotes,
             scratch=os.fspath(scratch),
             stack=stack,
+            hide=hide_ignored_definition,
         )
         yield opener.open(context, keep_git_dir)
 
@@ -175,7 +178,9 @@ class _Opener:
         remotes: ContextRemotes,
         scratch: str,
         stack: contextlib.ExitStack,
+        hide: bool,
     ) -> None:
+        self._hide = hide
         self._directory = directory
         self._dockerfile = dockerfile or None
         self._stdin = stdin
@@ -235,6 +240,8 @@ class _Opener:
             unpacked = unpack_archive(Joined(header, self._stdin), root)
             view = LocalContext(root)
             content, name = self._dockerfile_in(view)
+            if self._hide:
+                _hide_ignored(root, name)
             return OpenedContext(
                 ContextKind.ARCHIVE, view, root=root, dockerfile=content, dockerfile_name=name, time=unpacked.newest
             )
@@ -382,6 +389,15 @@ def _read_local_dockerfile(path: str) -> tuple[bytes, str, str]:
         except OSError as error:
             raise DockerfileNotFound(name, path, (error.strerror or str(error)).lower()) from None
     raise DockerfileNotFound(name, path)
+
+
+def _hide_ignored(root: str, dockerfile: str) -> None:
+    """A client sends the Dockerfile and the ignore file in any case; what the ignore file excludes of them is no part of the context."""
+    ignore = read_ignore_file(os.path.join(root, IGNORE_FILE))
+    for name in () if ignore is None else (dockerfile, IGNORE_FILE):
+        if ignore is not None and ignore.excluded(name):
+            with contextlib.suppress(OSError):
+                os.unlink(os.path.join(root, name))
 
 
 def _resolve(view: FileView, path: str) -> str | None:

@@ -23,10 +23,12 @@ class SecretSource:
 
 @dataclass(frozen=True, slots=True)
 class SshSource:
-    """``--ssh ID[=SOCKET|KEY,…]``: an agent's socket, or private keys to be served by an agent of our own."""
+    """``--ssh ID[=SOCKET|KEY,…]``: an agent's socket, or private keys to be served by an agent of our own. ``raw``: whatever speaks on the
+    socket, everything is passed on."""
 
     id: str
     paths: tuple[str, ...] = ()
+    raw: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +39,8 @@ class BuildRequest:
     reads; ``directory``: what relative paths are relative to; ``build_args``: values complete; ``no_cache_filter``: stage names;
     ``tags``: names as typed; ``source_date_epoch``: seconds, None when not given, or ``context``; ``proxies``: proxy variables for RUN;
     ``annotations``: ``--annotation`` parsed by level; ``provenance``/``sbom``: attribute maps, None when off;
-    ``call``: ``build``, ``check``, ``outline`` or ``targets``.
+    ``hide_ignored_definition``: as docker's daemon does with an archive, the Dockerfile and the ignore file are not part of the context if
+    the ignore file excludes them; ``call``: ``build``, ``check``, ``outline`` or ``targets``.
     """
 
     context: str
@@ -73,3 +76,4 @@ class BuildRequest:
     squash: bool = False
     on_error: str | None = None
     max_parallelism: int = 0
+    hide_ignored_definition: bool = False

@@ -10,6 +10,7 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, BinaryIO
@@ -35,7 +36,9 @@ if TYPE_CHECKING:
     from pybuild.layers.builds import BuildRecord, BuildStep
     from pybuild.layers.cache_index import CacheIndex as CacheSession
     from pybuild.layers.snapshots import SnapshotStore
+    from pybuild.parser import Dockerfile
     from pybuild.registry_client.client import ManifestContent
+    from pybuild.registry_client.credentials import Credentials
     from pybuild.registry_client.pull import PulledImage
     from pybuild.registry_client.push import PushReport
     from pybuild.registry_client.transfers import OnTransfer
@@ -61,6 +64,7 @@ class Engine:
         self.settings = settings
         self.registries = registries
         self._lock = threading.Lock()
+        self._parent: Engine | None = None
         self._executor: NamespaceExecutor | None = None
         self._snapshots: SnapshotStore | None = None
 
@@ -110,10 +114,23 @@ class Engine:
         else:
             self.store.close()
 
+    @contextmanager
+    def acting_for(self, credentials: Credentials) -> Iterator[Engine]:
+        """The same engine with somebody else's credentials for registries: a client's of the daemon."""
+        registries = self.registries.acting_for(credentials)
+        other = Engine(self.store, self.settings, registries)
+        other._parent = self
+        try:
+            yield other
+        finally:
+            registries.close()
+
     # --- parts -------------------------------------------------------------------------------------------------------
 
     @property
     def executor(self) -> NamespaceExecutor:
+        if self._parent is not None:
+            return self._parent.executor
         with self._lock:
             if self._executor is None:
                 from .executor import NamespaceExecutor
@@ -123,6 +140,8 @@ class Engine:
 
     @property
     def snapshots(self) -> SnapshotStore:
+        if self._parent is not None:
+            return self._parent.snapshots
         with self._lock:
             if self._snapshots is None:
                 from pybuild.layers.snapshots import SnapshotStore
@@ -146,15 +165,18 @@ class Engine:
         progress: Progress,
         cancel: threading.Event,
         stdout: BinaryIO | None = None,
+        on_dockerfile: Callable[[Dockerfile], None] | None = None,
     ) -> BuildResult:
-        """Build. Raises BuildFailed, Cancelled, PybuildError."""
+        """Build; ``on_dockerfile`` gets the parsed Dockerfile. Raises BuildFailed, Cancelled, PybuildError."""
         from pybuild.builder.build import build
 
         with self.store.lease(), self.store.active.make() as scratch:
             cache = self.store.open_cache()
             try:
                 parts = self._parts(request, progress=progress, cancel=cancel, cache=cache, scratch=scratch)
-                result = build(request, parts, progress=progress, cancel=cancel, stdout=stdout)
+                result = build(
+                    request, parts, progress=progress, cancel=cancel, stdout=stdout, on_dockerfile=on_dockerfile
+                )
             finally:
                 cache.flush()
         self._keep_within_policy()
@@ -175,6 +197,7 @@ class Engine:
         from .image_keeper import CacheRecipes, StoreKeeper, StoreLayers
         from .image_source import StoreImageSource
         from .remotes_on_demand import RemotesOnDemand
+        from .ssh_sockets import SshSockets
 
         remotes = RemotesOnDemand(
             self.store.root / "remotes",
@@ -204,6 +227,7 @@ class Engine:
             builds=self.store.builds,
             recipes=CacheRecipes(cache),
             layer_times=layers,
+            ssh=SshSockets(self.snapshots),
             preload=cache.stat_index.preload,
             platform=host_platform(),
             scratch=str(scratch),

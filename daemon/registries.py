@@ -28,8 +28,10 @@ class Registries:
         user_agent: str,
         log: Callable[[str], None] | None,
         offline: bool = False,
+        credentials: Credentials | None = None,
     ) -> None:
-        """``docker_config``: the directory of Docker's config.json; ``variables``: proxies and what credential helpers get."""
+        """``docker_config``: the directory of Docker's config.json; ``variables``: proxies and what credential helpers get;
+        ``credentials``: used instead of Docker's configuration."""
         self._settings = settings
         self._config_file = str(docker_config / "config.json")
         self._config: DockerConfig | None = None
@@ -37,6 +39,8 @@ class Registries:
         self._user_agent = user_agent
         self._log = log
         self._offline = offline
+        self._credentials = credentials
+        self._docker_config = docker_config
         self._lock = threading.Lock()
         self._client: RegistryClient | None = None
 
@@ -53,7 +57,7 @@ class Registries:
     def client(self) -> RegistryClient:
         with self._lock:
             if self._client is None:
-                self._client = self.with_credentials(self.config)
+                self._client = self.with_credentials(self._credentials or self.config)
             return self._client
 
     def with_credentials(self, credentials: Credentials) -> RegistryClient:
@@ -70,6 +74,18 @@ class Registries:
             log=self._log,
         )
         return RegistryClient(transport, credentials)
+
+    def acting_for(self, credentials: Credentials) -> Registries:
+        """The same registries as somebody else sees them; to be closed by the caller."""
+        return Registries(
+            self._settings,
+            docker_config=self._docker_config,
+            variables=self._variables,
+            user_agent=self._user_agent,
+            log=self._log,
+            offline=self._offline,
+            credentials=credentials,
+        )
 
     def close(self) -> None:
         with self._lock:
