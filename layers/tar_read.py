@@ -8,21 +8,19 @@ What an archive can make the reader hold in memory is bounded; every complaint n
 
 from __future__ import annotations
 
-import base64
-import binascii
 import io
 import os
 import re
-import urllib.parse
 import zlib
 from collections.abc import Callable, Iterator
 from struct import Struct
 from typing import Final, Protocol
 
-from pybuild.errors import PybuildError
 from pybuild.values import dataclass, replace
 
 from .entries import Kind
+from .tar_fields import TIME_LIMIT, Overrides, decimal, device_number, number, octal, read_records
+from .tar_fields import InvalidTar as InvalidTar
 
 BLOCK: Final = 512
 _CHUNK_BYTES: Final = 1 << 20
@@ -30,21 +28,13 @@ _EXTRA_HEADER_BYTES: Final = 1 << 20  # of one PAX or GNU long-name header; Go's
 _SPARSE_EXTENTS: Final = 1 << 18
 _SIZE_LIMIT: Final = 1 << 62
 _ID_LIMIT: Final = (1 << 32) - 2  # -1 means "leave it" to chown(2)
-_TIME_LIMIT: Final = (
+TIME_LIMIT: Final = (
     1 << 33
 )  # seconds, to the year 2242; ext4 ends in 2446, and a bound keeps every system call from failing
 _ZERO_BLOCK: Final = bytes(BLOCK)
 _UNCLEAN: Final = re.compile(r"(?:\A|/)\.{0,2}(?:/|\Z)")
 _HEADER: Final = Struct("100s24s12s12s8sc100s8s64x8s8s155s12x")
 _SECOND: Final = 1_000_000_000
-
-
-class InvalidTar(PybuildError):
-    """A tar stream breaks its format, ends too early or goes beyond a bound. ``offset``: bytes from its beginning."""
-
-    def __init__(self, what: str, *, offset: int) -> None:
-        super().__init__(f"invalid tar archive: {what} (at byte {offset})")
-        self.offset = offset
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,6 +98,9 @@ _KINDS: Final = {
 }
 # Entries of these types have no content even where the size field says so (POSIX leaves it open for links).
 _WITHOUT_CONTENT: Final = frozenset((b"1", b"2", b"3", b"4", b"5", b"6"))
+
+
+_SPECIAL: Final = frozenset((b"x", b"X", b"g", b"L", b"K"))
 
 
 class TarReader:
@@ -235,19 +228,19 @@ class TarReader:
 
     def _check_sum(self, blanked: bytes, stored: bytes, total: int) -> None:
         offset = self.offset - BLOCK
-        expected = _octal(stored, offset=offset)
+        expected = octal(stored, offset=offset)
         if expected != total:
             signed = total - 256 * sum(byte > 127 for byte in blanked)  # some old writers added signed bytes
             if expected != signed:
                 raise InvalidTar("a header has a wrong checksum", offset=offset)
 
-    def _extra_headers(self, block: bytes) -> tuple[bytes, _Overrides] | None:
+    def _extra_headers(self, block: bytes) -> tuple[bytes, Overrides] | None:
         """Read PAX and GNU headers up to the header that they belong to. None if the archive ends behind a global header."""
-        overrides = _Overrides()
+        overrides = Overrides()
         pending = False
         while (kind := block[156:157]) in _SPECIAL:
             offset = self.offset - BLOCK
-            size = _number(block[124:136], offset=offset)
+            size = number(block[124:136], offset=offset)
             if not 0 <= size <= _EXTRA_HEADER_BYTES:
                 raise InvalidTar(f"an extended header of {size} bytes", offset=offset)
             data = self._take(size + -size % BLOCK)[:size]
@@ -256,7 +249,7 @@ class TarReader:
             elif kind == b"K":
                 overrides.link, pending = data.partition(b"\0")[0], True
             elif kind in b"xX":
-                _read_records(data, overrides, offset=offset)
+                read_records(data, overrides, offset=offset)
                 pending = True
             following = self._next_header()
             if following is None:
@@ -267,13 +260,13 @@ class TarReader:
         return block, overrides
 
     def _parse(
-        self, fields: tuple[bytes, ...], block: bytes, offset: int, overrides: _Overrides | None
+        self, fields: tuple[bytes, ...], block: bytes, offset: int, overrides: Overrides | None
     ) -> TarEntry | None:
         name, owner, size_field, mtime_field, _, flag, link, magic, major, minor, prefix = fields
         kind = _KINDS.get(flag)
         if kind is None:
             if flag == b"V":  # a GNU volume label
-                self._set_content(_number(size_field, offset=offset), offset)
+                self._set_content(number(size_field, offset=offset), offset)
                 return None
             raise InvalidTar(f"an entry of unknown type {flag!r}", offset=offset)
         raw_name = name.partition(b"\0")[0]
@@ -285,15 +278,15 @@ class TarReader:
         numbers = self._owners.get(owner)
         if numbers is None:
             numbers = self._owners[owner] = (
-                _number(owner[:8], offset=offset),
-                _number(owner[8:16], offset=offset),
-                _number(owner[16:], offset=offset),
+                number(owner[:8], offset=offset),
+                number(owner[8:16], offset=offset),
+                number(owner[16:], offset=offset),
             )
             if len(self._owners) > 4096:
                 self._owners.clear()
         mode, uid, gid = numbers
-        size = _number(size_field, offset=offset)
-        mtime_ns = max(-_TIME_LIMIT, min(_number(mtime_field, offset=offset), _TIME_LIMIT)) * _SECOND
+        size = number(size_field, offset=offset)
+        mtime_ns = max(-TIME_LIMIT, min(number(mtime_field, offset=offset), TIME_LIMIT)) * _SECOND
         xattrs: tuple[tuple[str, bytes], ...] = ()
         if overrides is not None:
             raw_name = raw_name if overrides.path is None else overrides.path
@@ -322,7 +315,7 @@ class TarReader:
             mtime_ns,
             size if kind is Kind.FILE else 0,
             clean_path(link_text) if kind is Kind.HARDLINK else link_text,
-            _device(major, minor, offset=offset) if kind is Kind.CHARACTER or kind is Kind.BLOCK else (0, 0),
+            device_number(major, minor, offset=offset) if kind is Kind.CHARACTER or kind is Kind.BLOCK else (0, 0),
             xattrs,
             offset,
             self._base + self._at,
@@ -340,23 +333,23 @@ class TarReader:
 
     # --- sparse files ---
 
-    def _sparse(self, entry: TarEntry, block: bytes, overrides: _Overrides | None) -> TarEntry:
+    def _sparse(self, entry: TarEntry, block: bytes, overrides: Overrides | None) -> TarEntry:
         extents: list[tuple[int, int]]
         name = entry.name
         if overrides is not None and overrides.sparse:
             records = overrides.sparse
             if "name" in records:
                 name = os.fsdecode(records["name"])
-            real = _decimal(records.get("realsize", records.get("size", b"")), offset=entry.offset)
+            real = decimal(records.get("realsize", records.get("size", b"")), offset=entry.offset)
             if records.get("major") == b"1" and records.get("minor", b"0") == b"0":
                 extents = self._map_in_content(entry.offset)
             elif records.get("major", b"0") == b"0":
-                flat = [_decimal(text, offset=entry.offset) for text in records.get("map", b"").split(b",") if text]
+                flat = [decimal(text, offset=entry.offset) for text in records.get("map", b"").split(b",") if text]
                 extents = list(zip(flat[::2], flat[1::2], strict=False))
             else:
                 raise InvalidTar("an unknown sparse format", offset=entry.offset)
         else:
-            real = _number(block[483:495], offset=entry.offset)
+            real = number(block[483:495], offset=entry.offset)
             extents = self._old_gnu_map(block, entry.offset)
         stored, end = 0, 0
         for start, length in extents:
@@ -384,7 +377,7 @@ class TarReader:
                 if table[at] == 0:
                     break
                 extents.append(
-                    (_number(table[at : at + 12], offset=offset), _number(table[at + 12 : at + 24], offset=offset))
+                    (number(table[at : at + 12], offset=offset), number(table[at + 12 : at + 24], offset=offset))
                 )
             if not more:
                 return extents
@@ -404,8 +397,8 @@ class TarReader:
             text += piece
             lines += piece.count(b"\n")
             if wanted == 1 and lines:
-                wanted = 1 + 2 * _decimal(text.partition(b"\n")[0], offset=offset)
-        numbers = [_decimal(line, offset=offset) for line in text.split(b"\n")[1:wanted]]
+                wanted = 1 + 2 * decimal(text.partition(b"\n")[0], offset=offset)
+        numbers = [decimal(line, offset=offset) for line in text.split(b"\n")[1:wanted]]
         return list(zip(numbers[::2], numbers[1::2], strict=True))
 
     # --- content ---
@@ -486,132 +479,3 @@ class _Content(io.RawIOBase):
 def _write_all(descriptor: int, data: memoryview) -> None:
     while data:
         data = data[os.write(descriptor, data) :]
-
-
-# --- numbers and records ------------------------------------------------------------------------------------------------
-
-_SPECIAL: Final = frozenset((b"x", b"X", b"g", b"L", b"K"))
-
-
-def _number(field: bytes, *, offset: int) -> int:
-    """A header's number: octal text, or base 256 when the first bit is set (GNU; two's complement)."""
-    first = field[0]
-    if first & 0x80:
-        negative = first & 0x40
-        value = int.from_bytes(bytes((first & 0x3F,)) + field[1:], "big")
-        return value - (1 << (8 * len(field) - 2)) if negative else value
-    return _octal(field, offset=offset)
-
-
-def _octal(field: bytes, *, offset: int) -> int:
-    digits = field.strip(b" \0")
-    if not digits:
-        return 0
-    if not digits.isdigit():
-        digits = digits.partition(b"\0")[0].rstrip(b" ")
-        if not digits.isdigit():
-            raise InvalidTar(f"{field[:16]!r} is not an octal number", offset=offset)
-    try:
-        return int(digits, 8)
-    except ValueError:
-        raise InvalidTar(f"{field[:16]!r} is not an octal number", offset=offset) from None
-
-
-def _device(major: bytes, minor: bytes, *, offset: int) -> tuple[int, int]:
-    device = _number(major, offset=offset), _number(minor, offset=offset)
-    if not (0 <= device[0] <= 0xFFF and 0 <= device[1] <= 0xFFFFF):  # what Linux has (kdev_t.h)
-        raise InvalidTar(f"the device number {device[0]}:{device[1]}", offset=offset)
-    return device
-
-
-def _decimal(text: bytes, *, offset: int) -> int:
-    if not text.isdigit() or len(text) > 20:
-        raise InvalidTar(f"{text[:24]!r} is not a decimal number", offset=offset)
-    return int(text)
-
-
-class _Overrides:
-    """What extended headers say about the entry that follows. ``sparse``: the ``GNU.sparse.*`` records."""
-
-    __slots__ = ("gid", "link", "mtime_ns", "path", "size", "sparse", "uid", "xattrs")
-
-    def __init__(self) -> None:
-        self.path: bytes | None = None
-        self.link: bytes | None = None
-        self.size: int | None = None
-        self.uid: int | None = None
-        self.gid: int | None = None
-        self.mtime_ns: int | None = None
-        self.xattrs: dict[str, bytes] = {}
-        self.sparse: dict[str, bytes] = {}
-
-
-def _read_records(data: bytes, overrides: _Overrides, *, offset: int) -> None:
-    position, end = 0, len(data)
-    pairs: list[bytes] = []
-    while position < end:
-        space = data.find(b" ", position, position + 21)
-        digits = data[position:space]
-        if space < 0 or not digits.isdigit():
-            if not data[position:].strip(b"\0"):
-                break  # some writers fill the block with NUL bytes and count them
-            raise InvalidTar("a malformed PAX record", offset=offset)
-        stop = position + int(digits)
-        if stop > end or stop < space + 3 or data[stop - 1] != 0x0A:
-            raise InvalidTar("a malformed PAX record", offset=offset)
-        key, equals, value = data[space + 1 : stop - 1].partition(b"=")
-        if not equals or not key:
-            raise InvalidTar("a malformed PAX record", offset=offset)
-        if key in (b"GNU.sparse.offset", b"GNU.sparse.numbytes"):
-            pairs.append(value)
-        else:
-            _apply_record(os.fsdecode(key), value, overrides, offset=offset)
-        position = stop
-    if pairs:
-        overrides.sparse["map"] = b",".join(pairs)
-
-
-def _apply_record(key: str, value: bytes, overrides: _Overrides, *, offset: int) -> None:
-    if key.startswith("SCHILY.xattr."):
-        overrides.xattrs[key[13:]] = value
-        return
-    if key.startswith("LIBARCHIVE.xattr."):
-        name = urllib.parse.unquote(key[17:], errors="surrogateescape")
-        try:
-            overrides.xattrs.setdefault(name, base64.b64decode(value + b"=" * (-len(value) % 4)))
-        except (binascii.Error, ValueError):
-            raise InvalidTar(f"a malformed value of {key[:80]}", offset=offset) from None
-        return
-    if key.startswith("GNU.sparse."):
-        overrides.sparse[key[11:]] = value
-        return
-    if not value:
-        return  # POSIX: the record takes back what an earlier one said; the header's own field holds
-    match key:
-        case "path" | "linkpath":
-            if b"\0" in value:
-                raise InvalidTar(f"a {key} with a NUL byte", offset=offset)
-            if key == "path":
-                overrides.path = value
-            else:
-                overrides.link = value
-        case "size":
-            overrides.size = _decimal(value, offset=offset)
-        case "uid":
-            overrides.uid = _decimal(value, offset=offset)
-        case "gid":
-            overrides.gid = _decimal(value, offset=offset)
-        case "mtime":
-            overrides.mtime_ns = _time(value, offset=offset)
-
-
-_TIME: Final = re.compile(rb"(-?)([0-9]{1,18})(?:\.([0-9]*))?\Z")
-
-
-def _time(value: bytes, *, offset: int) -> int:
-    match = _TIME.match(value)
-    if match is None:
-        raise InvalidTar(f"{value[:40]!r} is not a time", offset=offset)
-    sign, seconds, fraction = match.groups()
-    nanoseconds = min(int(seconds), _TIME_LIMIT) * _SECOND + int((fraction or b"")[:9].ljust(9, b"0"))
-    return -nanoseconds if sign else nanoseconds

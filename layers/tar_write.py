@@ -14,35 +14,28 @@ Contents are read into large slabs that a second thread hands to the sink, so th
 
 from __future__ import annotations
 
-import hashlib
 import os
-import queue
 import re
-import threading
 import zlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from struct import Struct
-from typing import Final, TypeAlias, assert_never
+from typing import Final, assert_never
 
 from pybuild.errors import PybuildError
 from pybuild.values import dataclass, replace
 
 from .digest import Digest
 from .entries import Kind, LayerEntry
+from .slabs import SLAB_BYTES, Sink, Slabs
 
 BLOCK: Final = 512
 WHITEOUT_PREFIX: Final = ".wh."
 OPAQUE_WHITEOUT: Final = ".wh..wh..opq"
-_SLAB_BYTES: Final = 1 << 20
-_SLABS: Final = 4
 _ZEROS: Final = bytes(2 * BLOCK)
 _OCTAL_7: Final = 0o7777777
 _OCTAL_11: Final = 0o77777777777
 _SECOND: Final = 1_000_000_000
 _UNCLEAN: Final = re.compile(r"(?:\A|/)\.{0,2}(?:/|\Z)|\0")
-
-Sink: TypeAlias = Callable[[memoryview], object]
-"""Takes the next bytes; must be done with them when it returns."""
 
 
 class FileChanged(PybuildError):
@@ -306,96 +299,6 @@ def _pax_blocks(name: bytes, records: bytes) -> bytes:
 
 # --- the pipeline ------------------------------------------------------------------------------------------------------
 
-_Segment: TypeAlias = tuple[str, int, int, bool]  # path, start, end, last part of the file
-
-
-class _Slabs:
-    """Buffers on their way to the sink. The second thread starts with the second slab, so a small layer has none.
-
-    ``view`` and ``position`` belong to the one thread that fills; ``swap`` hands over and gives the next slab.
-    """
-
-    def __init__(self, sink: Sink, *, digests: bool) -> None:
-        self._sink = sink
-        self._made = 1
-        self._free: queue.SimpleQueue[memoryview] = queue.SimpleQueue()
-        self._full: queue.SimpleQueue[tuple[memoryview, int, list[_Segment]] | None] = queue.SimpleQueue()
-        self._thread: threading.Thread | None = None
-        self._error: BaseException | None = None
-        self._hasher = _FileHasher() if digests else None
-        self.segments: list[_Segment] = []
-        self.view = memoryview(bytearray(_SLAB_BYTES))
-        self.position = 0
-        self.total = 0
-
-    def swap(self) -> memoryview:
-        if self._thread is None:
-            self._thread = threading.Thread(target=self._drain, name="layer-sink", daemon=True)
-            self._thread.start()
-        self._full.put((self.view, self.position, self.segments))
-        self.total += self.position
-        self.position = 0
-        self.segments = []
-        if self._made < _SLABS:
-            self._made += 1
-            self.view = memoryview(bytearray(_SLAB_BYTES))
-        else:
-            self.view = self._free.get()
-        if self._error is not None:
-            raise self._error
-        return self.view
-
-    def finish(self) -> tuple[tuple[str, Digest], ...]:
-        """Hand over what is left and wait until the sink has it all."""
-        self.total += self.position
-        if self._thread is None:
-            self._consume(self.view, self.position, self.segments)
-        else:
-            self._full.put((self.view, self.position, self.segments))
-            self.stop()
-        if self._error is not None:
-            raise self._error
-        return () if self._hasher is None else tuple(self._hasher.done)
-
-    def stop(self) -> None:
-        """End the second thread, if there is one. Idempotent."""
-        if self._thread is not None:
-            self._full.put(None)
-            self._thread.join()
-            self._thread = None
-
-    def _drain(self) -> None:
-        while (item := self._full.get()) is not None:
-            view, length, segments = item
-            try:
-                if self._error is None:
-                    self._consume(view, length, segments)
-            except BaseException as error:  # handed to the thread that fills
-                self._error = error
-            self._free.put(view)
-
-    def _consume(self, view: memoryview, length: int, segments: list[_Segment]) -> None:
-        self._sink(view[:length])
-        if self._hasher is not None:
-            for segment in segments:
-                self._hasher.feed(view, segment)
-
-
-class _FileHasher:
-    """Digests of single files whose contents pass by in the slabs."""
-
-    def __init__(self) -> None:
-        self._current = hashlib.sha256(usedforsecurity=False)
-        self.done: list[tuple[str, Digest]] = []
-
-    def feed(self, view: memoryview, segment: _Segment) -> None:
-        path, start, end, last = segment
-        self._current.update(view[start:end])
-        if last:
-            self.done.append((path, Digest("sha256", self._current.hexdigest())))
-            self._current = hashlib.sha256(usedforsecurity=False)
-
-
 # O_NONBLOCK: a fifo that has taken the file's place must not block the build (open(2)).
 _OPEN_FLAGS: Final = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
 
@@ -407,7 +310,7 @@ def write_tar(entries: Iterable[LayerEntry], sink: Sink, *, digests: bool = Fals
     file that can't be read, and whatever ``sink`` raises.
     """
     ordered = canonical_order(entries)
-    slabs = _Slabs(sink, digests=digests)
+    slabs = Slabs(sink, digests=digests)
     try:
         _fill(ordered, slabs, digests=digests)
         return TarSummary(size=slabs.total + slabs.position, entries=len(ordered), file_digests=slabs.finish())
@@ -415,14 +318,14 @@ def write_tar(entries: Iterable[LayerEntry], sink: Sink, *, digests: bool = Fals
         slabs.stop()
 
 
-def _fill(ordered: Sequence[LayerEntry], slabs: _Slabs, *, digests: bool) -> None:
+def _fill(ordered: Sequence[LayerEntry], slabs: Slabs, *, digests: bool) -> None:
     make_header = HeaderWriter().header
     view, position = slabs.view, 0
     regular = Kind.FILE
     for entry in ordered:
         header = make_header(entry)
         length = len(header)
-        if position + length > _SLAB_BYTES:
+        if position + length > SLAB_BYTES:
             slabs.position = position
             _put(slabs, header)
             view, position = slabs.view, slabs.position
@@ -444,12 +347,12 @@ def _fill(ordered: Sequence[LayerEntry], slabs: _Slabs, *, digests: bool) -> Non
             continue
         if entry.host_path is None:
             raise InvalidEntry(entry.path, what="it has neither data nor a file to read from")
-        if position + size + 2 * BLOCK > _SLAB_BYTES and size < _SLAB_BYTES >> 2:
+        if position + size + 2 * BLOCK > SLAB_BYTES and size < SLAB_BYTES >> 2:
             slabs.position = position
             view, position = slabs.swap(), 0
         descriptor = _open(entry)
         try:
-            if position + size + 2 * BLOCK <= _SLAB_BYTES:
+            if position + size + 2 * BLOCK <= SLAB_BYTES:
                 # One byte more than expected: a file that has grown shows itself without another system call.
                 wanted = size + 1 if entry.offset is None else size
                 got = os.preadv(descriptor, (view[position : position + wanted],), entry.offset or 0)
@@ -485,13 +388,13 @@ def _open(entry: LayerEntry) -> int:
         raise PybuildError(f"{path!r} can't be read: {error.strerror}") from error
 
 
-def _read_large(entry: LayerEntry, descriptor: int, slabs: _Slabs, *, digests: bool) -> None:
+def _read_large(entry: LayerEntry, descriptor: int, slabs: Slabs, *, digests: bool) -> None:
     offset, left = entry.offset or 0, entry.size
     while left:
-        if slabs.position == _SLAB_BYTES:
+        if slabs.position == SLAB_BYTES:
             slabs.swap()
         start = slabs.position
-        room = min(left, _SLAB_BYTES - start)
+        room = min(left, SLAB_BYTES - start)
         got = os.preadv(descriptor, (slabs.view[start : start + room],), offset)
         if got <= 0:
             raise FileChanged(entry.host_path or "", what="became shorter")
@@ -505,17 +408,17 @@ def _read_large(entry: LayerEntry, descriptor: int, slabs: _Slabs, *, digests: b
     _pad(slabs, entry.size)
 
 
-def _put(slabs: _Slabs, data: bytes) -> None:
+def _put(slabs: Slabs, data: bytes) -> None:
     start, length = 0, len(data)
     while start < length:
-        if slabs.position == _SLAB_BYTES:
+        if slabs.position == SLAB_BYTES:
             slabs.swap()
-        room = min(length - start, _SLAB_BYTES - slabs.position)
+        room = min(length - start, SLAB_BYTES - slabs.position)
         slabs.view[slabs.position : slabs.position + room] = data[start : start + room]
         slabs.position += room
         start += room
 
 
-def _pad(slabs: _Slabs, size: int) -> None:
+def _pad(slabs: Slabs, size: int) -> None:
     if padding := -size % BLOCK:
         _put(slabs, _ZEROS[:padding])
