@@ -5,18 +5,14 @@ Owns reading them strictly and their errors; knows nothing of streams and entrie
 
 from __future__ import annotations
 
-import base64
-import binascii
 import os
 import re
-import urllib.parse
 from typing import Final
 
 from pybuild.errors import PybuildError
 
-TIME_LIMIT: Final = (
-    1 << 33
-)  # seconds, to the year 2242; ext4 ends in 2446, and a bound keeps every system call from failing
+# Seconds, to the year 2242: ext4 ends in 2446, and a bound keeps every system call from failing.
+TIME_LIMIT: Final = 1 << 33
 _SECOND: Final = 1_000_000_000
 
 
@@ -111,6 +107,10 @@ def _apply_record(key: str, value: bytes, overrides: Overrides, *, offset: int) 
         overrides.xattrs[key[13:]] = value
         return
     if key.startswith("LIBARCHIVE.xattr."):
+        import base64
+        import binascii
+        import urllib.parse
+
         name = urllib.parse.unquote(key[17:], errors="surrogateescape")
         try:
             overrides.xattrs.setdefault(name, base64.b64decode(value + b"=" * (-len(value) % 4)))

@@ -28,9 +28,6 @@ _EXTRA_HEADER_BYTES: Final = 1 << 20  # of one PAX or GNU long-name header; Go's
 _SPARSE_EXTENTS: Final = 1 << 18
 _SIZE_LIMIT: Final = 1 << 62
 _ID_LIMIT: Final = (1 << 32) - 2  # -1 means "leave it" to chown(2)
-TIME_LIMIT: Final = (
-    1 << 33
-)  # seconds, to the year 2242; ext4 ends in 2446, and a bound keeps every system call from failing
 _ZERO_BLOCK: Final = bytes(BLOCK)
 _UNCLEAN: Final = re.compile(r"(?:\A|/)\.{0,2}(?:/|\Z)")
 _HEADER: Final = Struct("100s24s12s12s8sc100s8s64x8s8s155s12x")
