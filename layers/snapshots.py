@@ -14,24 +14,24 @@ import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import BinaryIO, Final
+from typing import TYPE_CHECKING, BinaryIO, Final
 
 from pybuild.errors import PybuildError
 
 from .active import ActiveDirectories
 from .blobs import BlobStore
 from .cache_mounts import CacheMounts
-from .changes import Changes, overlay_changes, tree_changes
 from .digest import Digest
 from .entries import Kind, Layer, LayerEntry, RootOverlay
 from .layer_index import LayerIndex
 from .leases import Leases
-from .tar_write import write_tar
-from .tree_views import DirectoryView, StackView
-from .trees import copy_view, remove_tree
 from .unpacked import UnpackedLayers
 from .views import FileView, Node
 from .xattrs import OPAQUE, OWNER, Owners
+
+if TYPE_CHECKING:  # a build that finds everything in the cache makes no layer
+    from .changes import Changes
+    from .tree_views import StackView
 
 _VIEWS: Final = 8
 
@@ -116,6 +116,8 @@ class SnapshotStore:
         os.mkdir(upper, 0o755)
         os.mkdir(work, 0o700)
         if not self._overlay and stack:
+            from .trees import copy_view
+
             copy_view(self._view(stack), upper, ownership=self.unpacked.ownership)
             lower: tuple[str, ...] = ()
         else:
@@ -128,6 +130,9 @@ class SnapshotStore:
 
     def commit(self, stack: tuple[Digest, ...], root: RootOverlay, *, ignore: Sequence[str]) -> Layer:
         """For ActiveLayer."""
+        from .changes import overlay_changes, tree_changes
+        from .tree_views import DirectoryView, StackView
+
         owners = self.unpacked.ownership.owners
         if stack and not root.lower:
             entries = tree_changes(self._view(stack), DirectoryView(root.upper, owners=owners), ignore=ignore)
@@ -147,6 +152,8 @@ class SnapshotStore:
         return self._write((*self._missing_parents(tuple(stack), entries), *entries))
 
     def _write(self, entries: Sequence[LayerEntry]) -> Layer:
+        from .tar_write import write_tar
+
         with self._blobs.ingest() as ingest:
             summary = write_tar(entries, ingest.write)
             digest, size = ingest.commit()
@@ -191,6 +198,8 @@ class SnapshotStore:
         with self._cache_mounts.use(id) as directory:
             path = os.fspath(directory)
             if fresh:
+                from .trees import remove_tree
+
                 for name in os.listdir(path):
                     remove_tree(f"{path}/{name}")
             yield path
@@ -237,6 +246,8 @@ def _tidy(root: RootOverlay, changes: Changes) -> bool:
             with suppress(OSError):
                 os.removexattr(f"{root.upper}/{path}", name)
     for path in changes.stubs:
+        from .trees import remove_tree
+
         parent = f"{root.upper}/{path.rpartition('/')[0]}"
         times = os.stat(parent)
         remove_tree(f"{root.upper}/{path}")

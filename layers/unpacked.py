@@ -19,28 +19,25 @@ import threading
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import BinaryIO, Final
+from typing import TYPE_CHECKING, BinaryIO, Final
 
 from pybuild.errors import PybuildError
 
 from .active import ActiveDirectories
 from .blobs import BlobStore
-from .compression import ReadAhead, decompressed
 from .digest import Digest
 from .entries import Layer
 from .layer_index import LayerIndex, LayerNotFound
 from .leases import Leases
 from .locks import lock_file
-from .tar_index import index_tar
-from .tree_views import EntryLayer, LayerSource, StackView
-from .trees import merge_layers
-from .unpack import unpack_layer
 from .xattrs import Ownership
 
+if TYPE_CHECKING:  # a build that finds everything in the cache looks into no layer
+    from .tree_views import EntryLayer, LayerSource, StackView
+
 _BLOCK_LAYERS: Final = 50
-_STACKED_LAYERS: Final = (
-    100  # overlayfs takes 500 (fs/overlayfs/ovl_entry.h); mounting and looking up cost more with each
-)
+# overlayfs takes 500 (fs/overlayfs/ovl_entry.h); mounting and looking up cost more with each.
+_STACKED_LAYERS: Final = 100
 _CHAINS: Final = 16
 _INDEXED_LAYERS: Final = 64
 
@@ -159,6 +156,8 @@ class UnpackedLayers:
 
     def view(self, stack: Sequence[Digest]) -> StackView:
         """What the stack shows."""
+        from .tree_views import StackView
+
         return StackView(self.sources(stack), owners=self.ownership.owners)
 
     def _index_of(self, diff_id: Digest) -> EntryLayer | None:
@@ -169,6 +168,8 @@ class UnpackedLayers:
                 return found
         if self._index.tar_blob(diff_id) is None:
             return None
+        from .tar_index import index_tar
+
         found = index_tar(os.fspath(self._blobs.path(diff_id)))
         with self._guard:
             self._indexed[diff_id] = found
@@ -227,6 +228,9 @@ class UnpackedLayers:
         return self._apply(stack, self.chain(stack)[-1], stream, verify=True)
 
     def _apply(self, stack: Sequence[Digest], chain_id: Digest, content: BinaryIO, *, verify: bool) -> Layer:
+        from .decompression import ReadAhead, decompressed
+        from .unpack import unpack_layer
+
         diff_id = stack[-1]
         hasher = hashlib.new(diff_id.algorithm, usedforsecurity=False)
         size = 0
@@ -280,6 +284,8 @@ class UnpackedLayers:
         return _distinct([path for path, _ in parts])
 
     def _merged(self, paths: list[str], chain_id: Digest, level: int) -> str:
+        from .trees import merge_layers
+
         part = f"merged-{level}"
         place = f"{chain_id.hex}/{part}"
         if not self._present(place):
