@@ -137,9 +137,7 @@ def build(
     Raises BuildFailed (with the Dockerfile's listing) when the Dockerfile or a step is wrong, Cancelled, and other PybuildErrors for
     what is wrong around it (contexts, outputs, registries).
     """
-    return _Build(
-        request, parts, progress=progress, cancel=cancel, stdout=stdout, on_dockerfile=on_dockerfile
-    ).run()
+    return _Build(request, parts, progress=progress, cancel=cancel, stdout=stdout, on_dockerfile=on_dockerfile).run()
 
 
 class _Build:

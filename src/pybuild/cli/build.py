@@ -402,13 +402,21 @@ def parse_secrets(given: Sequence[str], variables: Mapping[str, str]) -> tuple[S
 
 
 def parse_ssh(given: Sequence[str], variables: Mapping[str, str]) -> tuple[SshSource, ...]:
-    """``default`` or ``ID[=PATH[,PATH]]``. Raises UsageError."""
+    """``default`` or ``ID[=PATH[,PATH]][,raw=true]``. Raises UsageError."""
+    from pybuild.builder.outputs import boolean
     from pybuild.builder.request import SshSource
 
-    out: list[SshSource] = []
+    out: dict[str, SshSource] = {}
     for text in given:
         name, _, paths = text.partition("=")
-        given_paths = tuple(os.path.abspath(os.path.expanduser(path)) for path in paths.split(",") if path)
+        raw = False
+        fields = []
+        for field in paths.split(","):
+            if field.startswith("raw="):
+                raw = boolean(field.removeprefix("raw="), option="--ssh raw")
+            elif field:
+                fields.append(field)
+        given_paths = tuple(os.path.abspath(os.path.expanduser(path)) for path in fields)
         if not given_paths:
             socket = variables.get("SSH_AUTH_SOCK")
             if not socket:
@@ -420,8 +428,8 @@ def parse_ssh(given: Sequence[str], variables: Mapping[str, str]) -> tuple[SshSo
         for path in given_paths:
             if not os.path.exists(path):
                 raise UsageError(f"--ssh {name}: {path!r} does not exist")
-        out.append(SshSource(name or "default", given_paths))
-    return tuple(out)
+        out[name or "default"] = SshSource(name or "default", given_paths, raw)
+    return tuple(out.values())
 
 
 def parse_hosts(given: Sequence[str]) -> tuple[tuple[str, str], ...]:
