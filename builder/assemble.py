@@ -5,8 +5,9 @@ Follows BuildKit's rules for ``created`` times. Runs nothing, compresses nothing
 
 from __future__ import annotations
 
+import math
+import time
 from collections.abc import Callable, Mapping, Sequence
-from datetime import UTC, datetime
 from typing import Protocol
 
 from pybuild.errors import PybuildError
@@ -86,14 +87,19 @@ class Annotations:
 
 def rfc3339(seconds: float) -> str:
     """Seconds since the epoch as RFC 3339 in UTC, as Go prints it: no fraction when there is none, no trailing zeros."""
-    moment = datetime.fromtimestamp(seconds, UTC)
-    text = moment.strftime("%Y-%m-%dT%H:%M:%S")
-    fraction = f"{moment.microsecond:06d}".rstrip("0")
+    # By hand: every build needs this, and importing datetime costs more than a cached step.
+    part, whole = math.modf(seconds)
+    carry, micro = divmod(round(part * 1e6), 1_000_000)
+    moment = time.gmtime(whole + carry)
+    text = f"{moment[0]:04d}-{moment[1]:02d}-{moment[2]:02d}T{moment[3]:02d}:{moment[4]:02d}:{moment[5]:02d}"
+    fraction = f"{micro:06d}".rstrip("0")
     return f"{text}.{fraction}Z" if fraction else f"{text}Z"
 
 
 def parse_rfc3339(text: str) -> float | None:
     """Seconds since the epoch of RFC 3339 text with up to nine fractional digits, None if it is something else."""
+    from datetime import datetime
+
     try:
         head, dot, tail = text.partition(".")
         if dot:
@@ -183,10 +189,19 @@ class AssembleOptions:
     annotations: Annotations = Annotations()
 
 
+@dataclass(frozen=True, slots=True)
+class WrittenManifest:
+    """One platform's image as it was written. ``descriptor``: the manifest's, with its platform; ``layers``: the blobs, lowest first."""
+
+    descriptor: Descriptor
+    config: ImageConfig
+    layers: tuple[Descriptor, ...]
+
+
 def write_manifest(
     image: BuiltImage, *, options: AssembleOptions, layers: LayerExports, blobs: BlobWriter
-) -> tuple[Descriptor, ImageConfig]:
-    """Write one platform's configuration and manifest. Returns the manifest's descriptor (with its platform) and the configuration."""
+) -> WrittenManifest:
+    """Write one platform's configuration and manifest."""
     config = complete_config(image, epoch=options.epoch)
     data = config.to_bytes()
     config_type = OCI_CONFIG if options.oci else DOCKER_CONFIG
@@ -203,16 +218,14 @@ def write_manifest(
         annotations=options.annotations.of_manifest(image.platform) if options.oci else {},
     )
     body = manifest.to_bytes()
-    return (
-        Descriptor(
-            manifest.media_type,
-            blobs.write(body),
-            len(body),
-            platform=image.platform,
-            annotations=options.annotations.of_descriptor(image.platform),
-        ),
-        config,
+    descriptor = Descriptor(
+        manifest.media_type,
+        blobs.write(body),
+        len(body),
+        platform=image.platform,
+        annotations=options.annotations.of_descriptor(image.platform),
     )
+    return WrittenManifest(descriptor, config, manifest.layers)
 
 
 def write_index(

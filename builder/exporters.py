@@ -8,13 +8,14 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO, Protocol
+from typing import TYPE_CHECKING, Any, BinaryIO, Protocol
 
 from pybuild.errors import PybuildError, UsageError
 from pybuild.layers.descriptor import Descriptor, Platform
 from pybuild.layers.digest import Digest
 from pybuild.layers.entries import Kind, LayerEntry
 from pybuild.layers.image import ImageConfig
+from pybuild.layers.views import FileView
 from pybuild.values import dataclass, field, replace
 
 from .assemble import (
@@ -34,6 +35,9 @@ from .progress import Progress, StepDone, StepStarted
 from .protocols import Snapshots
 from .request import BuildRequest
 from .tree_export import entries_of, export_directory
+
+if TYPE_CHECKING:
+    from .attestations import Attestation
 
 
 class ImageKeeper(Protocol):
@@ -79,11 +83,10 @@ class ExportReport:
 
 @dataclass(frozen=True, slots=True)
 class _Written:
-    """An image as it lies in the store: what its name points to, and its configurations' digests by platform."""
+    """An image as it lies in the store: what its name points to, and the configuration's digest where that is a manifest."""
 
     descriptor: Descriptor
-    configs: tuple[Digest, ...]
-    manifests: tuple[Descriptor, ...]
+    config: Digest | None
 
 
 class Exporters:
@@ -98,8 +101,11 @@ class Exporters:
         progress: Progress,
         clock: Callable[[], float],
         cancel: threading.Event,
+        attested: Sequence[Sequence[Attestation]] = (),
     ) -> None:
+        """``attested``: the attestations of each image, empty if there are none at all."""
         self._parts = parts
+        self._attested = attested
         self._request = request
         self._epoch = next((each.source_date_epoch for each in lowered if each.source_date_epoch is not None), None)
         self._progress = progress
@@ -109,6 +115,11 @@ class Exporters:
 
     def run(self, outputs: Sequence[Output], images: Sequence[BuiltImage], *, stdout: BinaryIO | None) -> ExportReport:
         """Carry out every output. Raises PybuildError; what was exported before stays."""
+        if self._attested:
+            from .export_attestations import check_export
+
+            for output in outputs:
+                check_export(output, self._attested, images=len(images))
         for output in outputs:
             match output.type:
                 case OutputType.IMAGE | OutputType.REGISTRY:
@@ -132,7 +143,8 @@ class Exporters:
         step = self._begin("exporting to image")
         try:
             # Kept in the local store, layers stay as they are; compressing waits for a push.
-            written = self._write(output, images, compression=output.compression or ("gzip" if output.push else None))
+            compression = output.compression or ("gzip" if output.push else None)
+            written = self._write(output, images, names, compression=compression)
             if output.store:
                 self._parts.keeper.keep(names, written.descriptor)
             self._end(step)
@@ -160,7 +172,7 @@ class Exporters:
         names = self._names(output)
         step = self._begin(f"exporting to {output.type.value} image format")
         try:
-            written = self._write(output, images, compression=output.compression or "gzip")
+            written = self._write(output, images, names, compression=output.compression or "gzip")
             created = rfc3339(float(int(self._clock())) if self._epoch is None else float(self._epoch))
             descriptor = replace(
                 written.descriptor,
@@ -182,7 +194,9 @@ class Exporters:
             raise
         self._tell(replace(written, descriptor=descriptor), names)
 
-    def _write(self, output: Output, images: Sequence[BuiltImage], *, compression: str | None) -> _Written:
+    def _write(
+        self, output: Output, images: Sequence[BuiltImage], names: Sequence[str], *, compression: str | None
+    ) -> _Written:
         oci = output.oci_media_types is not False
         options = AssembleOptions(
             compression=compression,
@@ -192,19 +206,24 @@ class Exporters:
             epoch=self._epoch,
             annotations=_merged(self._request.annotations, output),
         )
-        several = len(images) > 1
-        manifests: list[Descriptor] = []
-        configs: list[Digest] = []
-        for image in images:
-            descriptor, config = write_manifest(
-                image, options=options, layers=self._parts.layers, blobs=self._parts.blobs
+        parts = self._parts
+        written = [write_manifest(image, options=options, layers=parts.layers, blobs=parts.blobs) for image in images]
+        manifests = [manifest.descriptor for manifest in written]
+        if self._attested:
+            from .export_attestations import attestation_manifests
+
+            manifests += attestation_manifests(
+                written,
+                images,
+                self._attested,
+                output=output,
+                names=names,
+                blobs=parts.blobs,
+                snapshots=parts.snapshots,
             )
-            manifests.append(descriptor)
-            configs.append(_config_digest(config))
-        if not several:
-            return _Written(manifests[0], tuple(configs), tuple(manifests))
-        index = write_index(manifests, options=options, write=self._parts.blobs.write)
-        return _Written(index, tuple(configs), tuple(manifests))
+        if len(manifests) == 1:
+            return _Written(manifests[0], _config_digest(written[0].config))
+        return _Written(write_index(manifests, options=options, write=parts.blobs.write), None)
 
     def _names(self, output: Output) -> tuple[str, ...]:
         given = output.names or self._request.tags
@@ -215,11 +234,11 @@ class Exporters:
         descriptor = written.descriptor
         metadata["containerimage.digest"] = str(descriptor.digest)
         metadata["containerimage.descriptor"] = descriptor.to_json()
-        if len(written.configs) == 1:
-            metadata["containerimage.config.digest"] = str(written.configs[0])
+        if written.config is not None:
+            metadata["containerimage.config.digest"] = str(written.config)
         if names:
             metadata["image.name"] = ",".join(names)
-        self._report.image_id = str(written.configs[0] if len(written.configs) == 1 else descriptor.digest)
+        self._report.image_id = str(written.config or descriptor.digest)
 
     # --- files -------------------------------------------------------------------------------------------------------
 
@@ -228,10 +247,15 @@ class Exporters:
         root = Path(self._request.directory, output.dest)
         step = self._begin("exporting to client directory")
         try:
-            for image in images:
+            for position, image in enumerate(images):
                 where = root / _folder(image.platform) if self._split(output, images) else root
                 with self._parts.snapshots.view(image.stack) as view:
                     export_directory(view, where, owner=self._parts.owner, epoch=self._epoch)
+                    files = self._attestation_files(output, images, position, view)
+                if files:
+                    from .export_attestations import write_files
+
+                    write_files(where, files, owner=self._parts.owner, seconds=self._attestation_time())
             self._end(step)
         except PybuildError as error:
             self._end(step, error)
@@ -242,13 +266,20 @@ class Exporters:
 
         def write(out: BinaryIO) -> None:
             entries: list[LayerEntry] = []
-            for image in images:
+            for position, image in enumerate(images):
                 prefix = ""
                 if self._split(output, images):
                     prefix = _folder(image.platform) + "/"
                     entries.append(LayerEntry(prefix.rstrip("/"), Kind.DIRECTORY, mtime_ns=(self._epoch or 0) * 10**9))
                 with self._parts.snapshots.view(image.stack) as view:
-                    entries.extend(entries_of(view, prefix=prefix, epoch=self._epoch))
+                    files = self._attestation_files(output, images, position, view)
+                    taken = {prefix + name for name in files}
+                    entries += [e for e in entries_of(view, prefix=prefix, epoch=self._epoch) if e.path not in taken]
+                time_ns = self._attestation_time() * 10**9
+                entries += [
+                    LayerEntry(prefix + name, Kind.FILE, mode=0o600, mtime_ns=time_ns, size=len(data), data=data)
+                    for name, data in files.items()
+                ]
             self._parts.keeper.write_tar(out, entries)
 
         try:
@@ -257,6 +288,25 @@ class Exporters:
         except PybuildError as error:
             self._end(step, error)
             raise
+
+    def _attestation_files(
+        self, output: Output, images: Sequence[BuiltImage], position: int, view: FileView
+    ) -> dict[str, bytes]:
+        if not self._attested:
+            return {}
+        from .export_attestations import attestation_files
+
+        return attestation_files(
+            self._attested[position],
+            view,
+            platform=images[position].platform,
+            output=output,
+            images=len(images),
+            split=self._split(output, images),
+        )
+
+    def _attestation_time(self) -> int:
+        return int(self._clock()) if self._epoch is None else self._epoch
 
     def _split(self, output: Output, images: Sequence[BuiltImage]) -> bool:
         return len(images) > 1 if output.platform_split is None else output.platform_split

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Mapping, Sequence
 from enum import Enum
 
@@ -29,7 +27,10 @@ class Output:
     ``compression``: gzip, zstd or uncompressed, None for the default; ``compression_level``: None for the compressor's own;
     ``force_compression``: compress again what has another form; ``oci_media_types``: None for the type's default;
     ``tar``: False writes an ``oci``/``docker`` layout as a directory; ``push``, ``store``: what an image export does;
-    ``platform_split``: local/tar: a folder per platform (None: only when there are several); ``annotations``: level.key → value.
+    ``platform_split``: local/tar: a folder per platform (None: only when there are several); ``annotations``: level.key → value;
+    ``attestation_prefix``: of the names of attestation files in local and tar exports; ``oci_artifact``: attestations as OCI artifacts (None:
+    wherever OCI media types are used); ``inline_attestations``: also those
+    that are for images only make an index (None: in ``image`` and ``registry`` exports).
     """
 
     type: OutputType
@@ -47,6 +48,9 @@ class Output:
     platform_split: bool | None = None
     name_canonical: bool = False
     annotations: Mapping[str, str] = field(default_factory=dict)
+    attestation_prefix: str = ""
+    oci_artifact: bool | None = None
+    inline_attestations: bool | None = None
 
 
 _TRUE, _FALSE = {"1", "t", "true", "yes", "on"}, {"0", "f", "false", "no", "off"}
@@ -64,15 +68,27 @@ _COMPRESSIONS = ("uncompressed", "gzip", "zstd", "estargz")
 
 def split_fields(text: str, *, option: str) -> list[tuple[str, str | None]]:
     """The ``key=value`` fields of a CSV option value; a field without ``=`` has the value None. Raises UsageError."""
+    if '"' not in text and "\r" not in text and "\n" not in text:
+        cells = text.split(",") if text else []
+    else:
+        cells = _csv_cells(text, option=option)
+    fields: list[tuple[str, str | None]] = []
+    for cell in cells:
+        key, separator, value = cell.partition("=")
+        fields.append((key.strip().lower() if separator else cell, value if separator else None))
+    return fields
+
+
+def _csv_cells(text: str, *, option: str) -> list[str]:
+    """The first row, where something is quoted; only then the csv module is worth its import."""
+    import csv
+    import io
+
     try:
         rows = list(csv.reader(io.StringIO(text), strict=True))
     except csv.Error as error:
         raise UsageError(f"invalid {option} value {text!r}: {error}") from error
-    fields: list[tuple[str, str | None]] = []
-    for cell in rows[0] if rows else []:
-        key, separator, value = cell.partition("=")
-        fields.append((key.strip().lower() if separator else cell, value if separator else None))
-    return fields
+    return rows[0] if rows else []
 
 
 def boolean(text: str | None, *, option: str) -> bool:
@@ -146,8 +162,13 @@ def _from_values(text: str, values: dict[str, str | None], annotations: dict[str
         tar=flag("tar", True),
         platform_split=optional_flag("platform-split"),
         name_canonical=flag("name-canonical", False),
+        attestation_prefix=values.pop("attestation-prefix", None) or "",
+        oci_artifact=optional_flag("oci-artifact"),
+        inline_attestations=optional_flag("attestation-inline"),
         annotations=annotations,
     )
+    if output.oci_artifact and output.oci_media_types is False:
+        raise UsageError('exporter option "oci-artifact=true" conflicts with "oci-mediatypes=false"')
     leftover = [key for key in values if key not in _IGNORED]
     if leftover:
         raise UsageError(f"unknown --output key {leftover[0]!r} for type={output_type.value}")

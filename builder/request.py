@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import BinaryIO
+from typing import TYPE_CHECKING, BinaryIO, Protocol
 
 from pybuild.layers.descriptor import Platform
 from pybuild.values import dataclass, field
 
 from .assemble import Annotations
 from .outputs import Output
+
+if TYPE_CHECKING:
+    from pybuild.layers.views import FileView
+
+    from .lower import LoweredImage, LowerOptions
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +36,16 @@ class SshSource:
     raw: bool = False
 
 
+class GraphDefinition(Protocol):
+    """An image that is described as a graph, without a Dockerfile."""
+
+    def lower(self, options: LowerOptions) -> LoweredImage:
+        """The graph for one platform. Raises PybuildError for what can't be resolved."""
+
+    def open_contexts(self, directory: str) -> Mapping[str, FileView]:
+        """The local trees that the graph reads, by name; relative paths are relative to ``directory``. Raises PybuildError."""
+
+
 @dataclass(frozen=True, slots=True)
 class BuildRequest:
     """One build.
@@ -39,7 +54,8 @@ class BuildRequest:
     reads; ``directory``: what relative paths are relative to; ``build_args``: values complete; ``no_cache_filter``: stage names;
     ``tags``: names as typed; ``source_date_epoch``: seconds, None when not given, or ``context``; ``proxies``: proxy variables for RUN;
     ``annotations``: ``--annotation`` parsed by level; ``provenance``/``sbom``: attribute maps, None when off;
-    ``hide_ignored_definition``: as docker's daemon does with an archive, the Dockerfile and the ignore file are not part of the context if
+    ``definition``: what to build instead of a Dockerfile (then ``context`` only names it); ``vcs``: what the client knows of the context's version control (``source``, ``revision``, …); ``metadata_provenance``: ``min`` or ``max``
+    puts the provenance into the result's metadata, ``""`` doesn't; ``hide_ignored_definition``: as docker's daemon does with an archive, the Dockerfile and the ignore file are not part of the context if
     the ignore file excludes them; ``call``: ``build``, ``check``, ``outline`` or ``targets``.
     """
 
@@ -77,3 +93,6 @@ class BuildRequest:
     on_error: str | None = None
     max_parallelism: int = 0
     hide_ignored_definition: bool = False
+    vcs: Mapping[str, str] = field(default_factory=dict)
+    metadata_provenance: str = ""
+    definition: GraphDefinition | None = None

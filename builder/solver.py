@@ -19,7 +19,7 @@ from pybuild.layers.entries import CacheRecord
 from pybuild.layers.views import FileView
 
 from .content import ContentReader
-from .execute import EntitlementMissing, ExecSettings, entitlements_of
+from .exec_settings import EntitlementMissing, ExecSettings, entitlements_of
 from .graph import ContextSource, Exec, ImageSource, Merge, Scratch, Vertex
 from .keys import content_key
 from .progress import Progress, StepDone, StepLog, StepStarted
@@ -87,6 +87,8 @@ class Solver:
         self._require_cache = require_cache
         self.reports: list[StepReport] = []
         """How each step went, in the order of their ends; complete after ``solve``, whether or not it failed."""
+        self.steps: dict[Vertex, Step] = {}
+        """Which step each vertex was, after ``solve``."""
         self._held = ExitStack()
         self._reader = ContentReader(cache, cancel=cancel, preload=preload)
         self._maker = StepMaker(
@@ -123,6 +125,7 @@ class Solver:
         Raises StepFailed (the first one; steps that had finished stay in the cache), EntitlementMissing, Cancelled.
         """
         steps, by_vertex = self._maker.make(targets)
+        self.steps.update(by_vertex)
         self._check_entitlements(steps)
         wanted = [by_vertex[target] for target in targets]
         missing = self._look_up(wanted)
@@ -191,7 +194,9 @@ class Solver:
                 continue
             if step.result is None and not step.tainted and not step.is_source:
                 # What only a hit was made from counts as used as well: the next change may need it.
-                self._cache.get(step.recipe.key)
+                record = self._cache.get(step.recipe.key)
+                if record is not None:
+                    step.result = _result(record, step)
             self._start(step)
             self._progress.emit(StepDone(step.key, now, cached=True))
             self.reports.append(StepReport(step, True, now, now))

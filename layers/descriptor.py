@@ -5,6 +5,7 @@ Values only; no I/O.
 
 from __future__ import annotations
 
+import binascii
 from collections.abc import Mapping
 from typing import Any, Final
 
@@ -78,7 +79,7 @@ class Platform:
 
 @dataclass(frozen=True, slots=True)
 class Descriptor:
-    """Where some content is, by digest: its media type and its size in bytes."""
+    """Where some content is, by digest: its media type and its size in bytes. ``data``: the content itself, where it is small and embedded."""
 
     media_type: str
     digest: Digest
@@ -87,6 +88,7 @@ class Descriptor:
     annotations: Mapping[str, str] = field(default_factory=dict, hash=False)
     urls: tuple[str, ...] = ()
     artifact_type: str = ""
+    data: bytes | None = None
 
     def to_json(self) -> dict[str, Any]:  # Any: the JSON edge
         out: dict[str, Any] = {"mediaType": self.media_type, "digest": str(self.digest), "size": self.size}
@@ -94,6 +96,8 @@ class Descriptor:
             out["urls"] = list(self.urls)
         if self.annotations:
             out["annotations"] = dict(sorted(self.annotations.items()))
+        if self.data is not None:
+            out["data"] = binascii.b2a_base64(self.data, newline=False).decode("ascii")
         if self.platform is not None:
             out["platform"] = self.platform.to_json()
         if self.artifact_type:
@@ -113,7 +117,11 @@ class Descriptor:
         annotations, urls = value.get("annotations") or {}, value.get("urls") or []
         if not isinstance(annotations, dict) or not isinstance(urls, list):
             raise InvalidDescriptor(f"the descriptor of {digest[:80]} has a field of the wrong type")
-        platform = value.get("platform")
+        platform, data = value.get("platform"), value.get("data")
+        try:
+            content = None if data is None else binascii.a2b_base64(data, strict_mode=True)
+        except (TypeError, ValueError) as error:
+            raise InvalidDescriptor(f"the embedded data of {digest[:80]} is not base64") from error
         return cls(
             media_type=media_type,
             digest=Digest.parse(digest),
@@ -122,4 +130,5 @@ class Descriptor:
             annotations={str(k): str(v) for k, v in annotations.items()},
             urls=tuple(str(url) for url in urls),
             artifact_type=str(value.get("artifactType") or ""),
+            data=content,
         )
