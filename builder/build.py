@@ -17,15 +17,15 @@ from pybuild.layers.descriptor import Platform
 from pybuild.layers.digest import Digest
 from pybuild.layers.views import FileView
 from pybuild.parser import Dockerfile, parse
-from pybuild.parser.errors import DockerfileError
+from pybuild.parser.errors import DockerfileError, DockerfileSyntaxError
 from pybuild.values import dataclass, field
 
 from .assemble import BuiltImage
 from .check_rules import CheckSettings
-from .checks import CheckOptions, check
+from .checks import CheckOptions, findings_before, findings_of_build
 from .contexts import ContextKind, ContextRemotes, OpenedContext, open_context
 from .contexts_named import NamedContexts, open_named_contexts
-from .execute import ExecSettings
+from .exec_settings import EntitlementRefused, ExecSettings
 from .exporters import Exporters, ExportParts
 from .failure import BuildFailed
 from .frontend_choice import require_own_frontend
@@ -196,6 +196,8 @@ class _Build:
 
     def _run(self, stack: ExitStack) -> BuildResult:
         request, parts = self._request, self._parts
+        for entitlement in sorted(request.entitlements - parts.entitlements):
+            raise EntitlementRefused(entitlement)
         opened, dockerfile = self._open(stack)
         self._dockerfile = dockerfile
         if self._on_dockerfile is not None:
@@ -224,7 +226,7 @@ class _Build:
         metadata = dict(report.metadata)
         warnings = tuple(self._warnings.values())
         if warnings:
-            metadata["buildx.build.warnings"] = [_warning_json(warning) for warning in warnings]
+            metadata["buildx.build.warnings"] = [_warning_json(warning, dockerfile) for warning in warnings]
         metadata["buildx.build.ref"] = f"default/default/{self._recording.ref}"
         return BuildResult(self._recording.ref, report.image_id, metadata, outputs, warnings, images)
 
@@ -250,6 +252,9 @@ class _Build:
             dockerfile = parse(opened.dockerfile, filename=opened.dockerfile_name)
         except PybuildError as error:
             self._steps.end(step, error)
+            if isinstance(error, DockerfileSyntaxError):
+                for warning in findings_before(error, build_args=request.build_args):
+                    self._warn(warning)
             raise
         self._steps.count(step, "transferring dockerfile:", len(opened.dockerfile))
         self._steps.end(step)
@@ -319,7 +324,7 @@ class _Build:
             ignore=opened.ignore,
             lowered=False,
         )
-        for warning in check(dockerfile, options=options):
+        for warning in findings_of_build(dockerfile, options=options):
             self._warn(warning)
 
     def _warn(self, warning: BuildWarning) -> None:
@@ -394,15 +399,24 @@ class _Build:
         )
 
 
-def _warning_json(warning: BuildWarning) -> dict[str, Any]:  # Any: the JSON edge
+def _warning_json(warning: BuildWarning, dockerfile: Dockerfile) -> dict[str, Any]:  # Any: the JSON edge
+    """A warning as buildx's metadata file has it; texts are bytes there, and so in base 64."""
     import base64
 
+    def encoded(text: str) -> str:
+        return base64.b64encode(text.encode("utf-8", "surrogateescape")).decode("ascii")
+
     short = f"{warning.rule}: {warning.message}" if warning.rule else warning.message
-    out: dict[str, Any] = {"level": 1, "short": base64.b64encode(short.encode()).decode("ascii")}
+    out: dict[str, Any] = {"level": 1, "short": encoded(short)}
     if warning.detail:
-        out["detail"] = [base64.b64encode(warning.detail.encode()).decode("ascii")]
+        out["detail"] = [encoded(warning.detail)]
     if warning.url:
         out["url"] = warning.url
     if warning.lines:
+        out["sourceInfo"] = {
+            "filename": dockerfile.filename,
+            "data": encoded(dockerfile.text),
+            "language": "Dockerfile",
+        }
         out["range"] = [{"start": {"line": warning.lines[0]}, "end": {"line": warning.lines[1]}}]
     return out

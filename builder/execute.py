@@ -17,8 +17,8 @@ from pybuild.errors import PybuildError
 from pybuild.layers.digest import Digest
 from pybuild.layers.entries import Layer
 from pybuild.layers.image import DEFAULT_PATH
-from pybuild.values import dataclass
 
+from .exec_settings import ExecSettings as ExecSettings
 from .execute_caches import CacheMountPool
 from .execute_trees import MountTree, mount_tree
 from .graph import (
@@ -26,7 +26,6 @@ from .graph import (
     CacheMount,
     Exec,
     Mount,
-    Network,
     SecretMount,
     Security,
     SshMount,
@@ -39,24 +38,12 @@ from .protocols import (
     ExitStatus,
     ProcessMount,
     ProcessSpec,
-    Secrets,
     Snapshots,
     SocketMount,
     TemporaryMount,
 )
 
 _SCRIPTS: Final = "/dev/pipes"
-
-
-class EntitlementMissing(PybuildError):
-    """A step asks for a privilege that the build was not given."""
-
-    def __init__(self, entitlement: str) -> None:
-        super().__init__(
-            f"entitlement {entitlement} is not allowed",
-            hint=f"run the build with --allow {entitlement}, if the configuration permits it",
-        )
-        self.entitlement = entitlement
 
 
 class SecretMissing(PybuildError):
@@ -98,26 +85,6 @@ class ProcessNotRun(PybuildError):
 def quoted(args: Sequence[str]) -> str:
     """A command line as error messages show it: joined by blanks, in double quotes."""
     return json.dumps(" ".join(args), ensure_ascii=False)
-
-
-def entitlements_of(op: Exec) -> tuple[str, ...]:
-    """The entitlements that a step needs."""
-    needed = []
-    if op.network is Network.HOST:
-        needed.append("network.host")
-    if op.security is Security.INSECURE:
-        needed.append("security.insecure")
-    return tuple(needed)
-
-
-@dataclass(frozen=True, slots=True)
-class ExecSettings:
-    """What a build gives to all its steps. ``ssh``: agent sockets on this machine by id; ``root_owner``: the numbers on this
-    machine that are root inside of steps."""
-
-    secrets: Secrets
-    ssh: Mapping[str, str]
-    root_owner: tuple[int, int] = (0, 0)
 
 
 class ExecRunner:

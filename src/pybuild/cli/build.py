@@ -293,7 +293,7 @@ def request_from(options: argparse.Namespace, variables: Mapping[str, str]) -> B
         ssh=parse_ssh(options.ssh, variables),
         extra_hosts=parse_hosts(options.add_host),
         network=options.network,
-        entitlements=frozenset(name for text in options.allow for name in text.split(",") if name),
+        entitlements=parse_entitlements(options.allow, network=options.network),
         shm_size=parse_size(options.shm_size) if options.shm_size else 0,
         ulimits=parse_ulimits(options.ulimit),
         cgroup_parent=options.cgroup_parent,
@@ -430,6 +430,16 @@ def parse_ssh(given: Sequence[str], variables: Mapping[str, str]) -> tuple[SshSo
                 raise UsageError(f"--ssh {name}: {path!r} does not exist")
         out[name or "default"] = SshSource(name or "default", given_paths, raw)
     return tuple(out.values())
+
+
+def parse_entitlements(given: Sequence[str], *, network: str = "default") -> frozenset[str]:
+    """``network.host`` and ``security.insecure``; who asks for the host's network for all steps has allowed it. Raises UsageError."""
+    out = {"network.host"} if network == "host" else set()
+    for name in (name for text in given for name in text.split(",") if name):
+        if name not in ("network.host", "security.insecure"):
+            raise UsageError(f"unknown entitlement {name}", hint="use network.host or security.insecure")
+        out.add(name)
+    return frozenset(out)
 
 
 def parse_hosts(given: Sequence[str]) -> tuple[tuple[str, str], ...]:
