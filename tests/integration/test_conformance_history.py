@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from conformance.built_images import Command, build_image, read_images, refused, write_files
+from conformance.built_images import Command, build_image, read_blobs, read_images, refused, write_files
 
 pytestmark = pytest.mark.integration
 
@@ -172,6 +173,8 @@ def test_a_scratch_image_for_two_platforms(pybuild: Command, tmp_path: Path):
     out = tmp_path / "out.tar"
     pybuild.build("FROM scratch", tmp_path / "c", "--platform=linux/arm64,linux/amd64", f"--output=type=oci,dest={out}")
     assert [image.document["architecture"] for image in read_images(out)] == ["arm64", "amd64"]
+    (top,) = json.loads(read_blobs(out)["index.json"])["manifests"]
+    assert top["mediaType"] == "application/vnd.oci.image.index.v1+json"
 
 
 def test_an_entrypoint_has_no_part_in_run_and_broken_json_is_a_shell_command(pybuild: Command, tmp_path: Path):
@@ -181,3 +184,24 @@ def test_an_entrypoint_has_no_part_in_run_and_broken_json_is_a_shell_command(pyb
     )
     image = build_image(pybuild, "\nFROM busybox\nENTRYPOINT []random string\n", tmp_path / "c")
     assert image.config["Entrypoint"] == ["/bin/sh", "-c", "[]random string"]
+
+
+def test_several_names_are_several_entries_of_the_index(pybuild: Command, tmp_path: Path):
+    text = "\nFROM scratch\nCOPY <<EOF /foo\nhello\nEOF\n"
+    folder, file = tmp_path / "folder", tmp_path / "file.tar"
+    pybuild.build(
+        text,
+        tmp_path / "c",
+        f'--output=type=oci,tar=false,dest={folder},"name=org/repo:tag1,org/repo:tag2"',
+        f'--output=type=oci,dest={file},"name=org/repo:tag1,org/repo:tag2"',
+    )
+    for layout in (folder, file):
+        first, second = json.loads(read_blobs(layout)["index.json"])["manifests"]
+        assert {key: first[key] for key in ("digest", "size", "mediaType")} == {
+            key: second[key] for key in ("digest", "size", "mediaType")
+        }
+        assert first.get("platform") == second.get("platform")
+        names = [entry["annotations"]["io.containerd.image.name"] for entry in (first, second)]
+        assert names == ["docker.io/org/repo:tag1", "docker.io/org/repo:tag2"]
+        tags = [entry["annotations"]["org.opencontainers.image.ref.name"] for entry in (first, second)]
+        assert tags == ["tag1", "tag2"]
