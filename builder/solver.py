@@ -2,7 +2,8 @@
 
 Owns the decisions. Definition keys first, from the targets down: a hit needs none of its inputs, and what is above a miss is asked for.
 Then the misses run in parallel, as their inputs are there; each asks once more with its content key, and holds that key's lock while
-it runs, so that of several processes one does the work. Finished steps are recorded at once: a later failure loses nothing.
+it runs, so that of several processes one does the work. Finished steps are recorded at once: a later failure loses nothing. What this
+store misses is looked for elsewhere (``solver_remote.py``), and what is found there brought before the steps that need it run.
 
 How steps run is ``solver_run.py``'s, how keys come about ``solver_steps.py``'s and ``keys.py``'s.
 """
@@ -12,6 +13,8 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
+from functools import cached_property
+from typing import TYPE_CHECKING
 
 from pybuild.errors import Cancelled, PybuildError
 from pybuild.layers.digest import Digest
@@ -25,10 +28,12 @@ from .keys import content_key
 from .progress import Progress, StepDone, StepLog, StepStarted
 from .protocols import CacheIndex, Executor, RemoteSources, ResolvedImage, Snapshots
 from .protocols import ImageSource as Images
-from .scheduler import run_tasks
-from .solver_run import StepRunner
+from .solver_remote import Elsewhere, RemoteCache
 from .solver_steps import Result, Step, StepFailed, StepMaker, StepReport
 from .why import Explainer
+
+if TYPE_CHECKING:
+    from .solver_run import StepRunner
 
 __all__ = ["CacheRequired", "Result", "Solver", "StepFailed", "StepReport"]
 
@@ -52,7 +57,8 @@ class Solver:
     ``contexts``: local trees by name; ``images``: where base images come from, ``resolved`` those that are resolved already;
     ``settings``: secrets and agents; ``entitlements``: privileges that steps may ask for; ``cancel``: stops the build; ``explain``:
     finds out why a step was not cached; ``require_cache``: fail instead of running anything; ``preload``: loads what the stat index knows
-    below a directory. A context manager: copies of contexts are kept until it ends.
+    below a directory; ``remote_cache``: caches elsewhere; ``before_running``: told of the steps that are about to run. A context
+    manager: copies of contexts are kept until it ends.
     """
 
     def __init__(
@@ -74,8 +80,11 @@ class Solver:
         explain: Explainer | None = None,
         require_cache: bool = False,
         preload: Callable[[str], object] | None = None,
+        remote_cache: RemoteCache | None = None,
+        before_running: Callable[[Sequence[Step]], None] | None = None,
     ) -> None:
         self._cache = cache
+        self._before_running = before_running
         self._progress = progress
         self._clock = clock
         self._cancel = cancel
@@ -99,18 +108,16 @@ class Solver:
             clock=clock,
             cancel=cancel,
         )
-        self._runner = StepRunner(
-            executor=executor,
-            snapshots=snapshots,
-            images=images,
-            resolved=resolved,
-            remotes=remotes,
-            maker=self._maker,
-            reader=self._reader,
-            settings=settings or ExecSettings({}, {}),
-            progress=progress,
-            clock=clock,
-            held=self._held,
+        self._executor = executor
+        self._snapshots = snapshots
+        self._images = images
+        self._resolved = resolved
+        self._remotes = remotes
+        self._settings = settings or ExecSettings({}, {})
+        self._elsewhere = (
+            None
+            if remote_cache is None
+            else Elsewhere(remote_cache, cache, snapshots=snapshots, runner=self._runner)
         )
 
     def __enter__(self) -> Solver:
@@ -119,8 +126,9 @@ class Solver:
     def __exit__(self, *_: object) -> None:
         self._held.close()
 
-    def solve(self, targets: Sequence[Vertex]) -> dict[Vertex, Result]:
-        """Bring every target about. Returns their results; sources that are no stacks can't be targets.
+    def solve(self, targets: Sequence[Vertex], *, files: bool = False) -> dict[Vertex, Result]:
+        """Bring every target about. Returns their results; sources that are no stacks can't be targets. ``files``: the results' layers
+        are wanted in this store, not only known.
 
         Raises StepFailed (the first one; steps that had finished stay in the cache), EntitlementMissing, Cancelled.
         """
@@ -128,20 +136,48 @@ class Solver:
         self.steps.update(by_vertex)
         self._check_entitlements(steps)
         wanted = [by_vertex[target] for target in targets]
-        missing = self._look_up(wanted)
-        pulls = self._runner.pulls(steps, missing)
+        missing = self._find(steps, wanted, files=files)
+        if any(isinstance(step.op, Exec) for step in missing):
+            self._executor.start()
+        pulls = self._runner.pulls(steps, missing) if missing else []
         self._announce(steps, missing.union(pulls))
+        if self._before_running is not None and missing:
+            self._before_running([step for step in steps if step in missing])
         self._run(steps, missing, pulls)
+        if files:
+            for step in wanted:
+                assert step.result is not None
+                self._runner.ensure_base(step.result.stack)
         results: dict[Vertex, Result] = {}
         for target, step in zip(targets, wanted):
             assert step.result is not None
             results[target] = step.result
         return results
 
+    @cached_property
+    def _runner(self) -> StepRunner:
+        """What runs steps, imported when there is one to run: a build that is cached throughout needs no more of the builder."""
+        from .solver_run import StepRunner
+
+        return StepRunner(
+            executor=self._executor,
+            snapshots=self._snapshots,
+            images=self._images,
+            resolved=self._resolved,
+            remotes=self._remotes,
+            maker=self._maker,
+            reader=self._reader,
+            settings=self._settings,
+            progress=self._progress,
+            clock=self._clock,
+            held=self._held,
+        )
+
     def predict(self, targets: Sequence[Vertex]) -> list[tuple[Vertex, str]]:
         """The steps that ``solve`` would run by what can be known without running any, with the reasons; in order."""
         steps, by_vertex = self._maker.make(targets)
-        missing = self._look_up([by_vertex[target] for target in targets])
+        missing = self._look_up(steps, [by_vertex[target] for target in targets])
+        self._foresee(steps, missing)
         return [
             (step.vertex, self._reason(step))
             for step in steps
@@ -157,7 +193,22 @@ class Solver:
 
     # --- looking up ------------------------------------------------------------------------------------------------------
 
-    def _look_up(self, wanted: Sequence[Step]) -> set[Step]:
+    def _find(self, steps: Sequence[Step], wanted: Sequence[Step], *, files: bool) -> set[Step]:
+        """The steps that have to run. Everything that these need, and with ``files`` what is wanted, is in this store then, as far as it
+        is known at all and no base image's."""
+        self._runner.know_bases(steps)
+        while True:
+            missing = self._look_up(steps, wanted)
+            if self._elsewhere is None:
+                return missing
+            inputs = {source for step in missing if not isinstance(step.op, Merge) for source in step.inputs}
+            whole = self._elsewhere.bring([step for step in steps if step in inputs], unpack=True)
+            if files:
+                whole = self._elsewhere.bring([step for step in wanted if step not in missing], unpack=False) and whole
+            if whole:
+                return missing
+
+    def _look_up(self, steps: Sequence[Step], wanted: Sequence[Step]) -> set[Step]:
         """Ask for definition keys, from the targets down; returns the steps that are needed and not known."""
         missing: set[Step] = set()
         seen: set[Step] = set()
@@ -176,12 +227,34 @@ class Solver:
             if step.is_view:
                 continue
             record = None if step.tainted else self._cache.get(step.recipe.key)
+            if record is None and not step.tainted and self._elsewhere is not None:
+                record = self._elsewhere.find(step, steps)
             if record is not None:
                 step.result = _result(record, step)
                 continue
+            step.result = None
             missing.add(step)
             pending.extend(step.inputs)
         return missing
+
+    def _foresee(self, steps: Sequence[Step], missing: set[Step]) -> None:
+        """Take out of ``missing`` what its content key finds here: all inputs' results must be known and here for that."""
+        for step in steps:
+            if step not in missing or step.forced or isinstance(step.op, Merge):
+                continue
+            if any(not source.is_view and not self._is_here(source) for source in step.inputs):
+                continue
+            try:
+                with self._runner.inputs(step) as inputs:
+                    record = self._cache.get(content_key(step.op, inputs.identities()).key)
+            except PybuildError:
+                continue  # what is wrong with it is for the build to tell
+            if record is not None:
+                step.result = _result(record, step)
+                missing.discard(step)
+
+    def _is_here(self, step: Step) -> bool:
+        return step.result is not None and self._runner.has(step.result.stack)
 
     def _announce(self, steps: Sequence[Step], missing: set[Step]) -> None:
         """Tell of all that needn't run: hits, and what is above them."""
@@ -213,6 +286,8 @@ class Solver:
         tasks = [step for step in steps if step in missing]
         if not tasks:
             return
+        from .scheduler import run_tasks
+
         after: dict[Step, Sequence[Step]] = {step: step.inputs for step in tasks}
         run_tasks(
             [*pulls, *tasks],
@@ -281,6 +356,8 @@ class Solver:
 
     def _take_over(self, step: Step, key: str) -> bool:
         record = self._cache.get(key)
+        if record is None and self._elsewhere is not None:
+            record = self._elsewhere.take_content(key)
         if record is None:
             return False
         self._record(step, record.layers, record.own, aliases=(key,), created=record.created)
@@ -301,6 +378,8 @@ class Solver:
         record = CacheRecord(step.recipe.key, stack, own, step.recorded_recipe(), when)
         self._cache.put(record, aliases=aliases)
         step.result = Result(stack, own, False, step.key)
+        if self._elsewhere is not None:
+            self._elsewhere.tell(step, record)
 
 
 def _result(record: CacheRecord, step: Step) -> Result:

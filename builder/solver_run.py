@@ -87,10 +87,33 @@ class StepRunner:
             for source in step.inputs
             if isinstance(source.op, ImageSource)
         }
+        self.know_bases(steps)
+        return [step for step in steps if step in needed and not self._present(step)]
+
+    def has(self, stack: Sequence[Digest]) -> bool:
+        """True if every layer of ``stack`` is in the store."""
+        return self._snapshots.has(stack)
+
+    def know_bases(self, steps: Sequence[Step]) -> None:
+        """Learn the base images of a build, which stacks are completed from."""
         for step in steps:
             if isinstance(step.op, ImageSource):
                 self._bases.setdefault(step.op.chain, step)
-        return [step for step in steps if step in needed and not self._present(step)]
+
+    def base_count(self, stack: Sequence[Digest]) -> int:
+        """How many layers of a stack, from below, are a base image's."""
+        chain = self._base_of(stack)
+        return 0 if chain is None else len(chain)
+
+    def _base_of(self, stack: Sequence[Digest]) -> tuple[Digest, ...] | None:
+        fitting = [chain for chain in self._bases if chain and tuple(stack[: len(chain)]) == chain]
+        return max(fitting, key=len, default=None)
+
+    def ensure_base(self, stack: Sequence[Digest]) -> None:
+        """See to it that the layers of the base image that ``stack`` begins with are in the store. Raises StepFailed."""
+        chain = self._base_of(stack)
+        if chain is not None and not self._snapshots.has(chain):
+            self.pull(self._bases[chain])
 
     def _present(self, step: Step) -> bool:
         assert isinstance(step.op, ImageSource)
@@ -132,12 +155,8 @@ class StepRunner:
 
     def _ensure(self, stack: Sequence[Digest]) -> None:
         """See to it that every layer of ``stack`` is in the store: what is missing can only be a base image's."""
-        if not stack or self._snapshots.has(stack):
-            return
-        for chain, step in sorted(self._bases.items(), key=lambda item: -len(item[0])):
-            if chain and tuple(stack[: len(chain)]) == chain:
-                self.pull(step)
-                return
+        if stack and not self._snapshots.has(stack):
+            self.ensure_base(stack)
 
     # --- inputs ------------------------------------------------------------------------------------------------------
 
