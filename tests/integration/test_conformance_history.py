@@ -107,8 +107,9 @@ ONBUILD RUN echo trigger
         "VOLUME [/a /b]",
         "VOLUME [/c]",
         "USER 5:1",
-        'HEALTHCHECK &{["CMD-SHELL" "curl -f http://localhost/ || exit 1"] "5m0s" "3s" "0s" "0s" \'\\x02\'}',
-        'HEALTHCHECK &{["NONE"] "0s" "0s" "0s" "0s" \'\\x00\'}',
+        "HEALTHCHECK {Test:[CMD-SHELL curl -f http://localhost/ || exit 1] Interval:5m0s Timeout:3s "
+        "StartPeriod:0s StartInterval:0s Retries:2}",
+        "HEALTHCHECK {Test:[NONE] Interval:0s Timeout:0s StartPeriod:0s StartInterval:0s Retries:0}",
         "STOPSIGNAL SIGINT",
     ]
     assert image.document["author"] == "me <me@example.com>"
