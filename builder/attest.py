@@ -189,6 +189,11 @@ def inputs_of_dockerfile(request: BuildRequest, opened: OpenedContext, contexts:
     return Inputs(frontend=frontend, capture=capture, source=source, layouts=layouts)
 
 
+def inputs_of_graph(request: BuildRequest) -> Inputs:
+    """The same for a graph that was made without a Dockerfile: no frontend, and so no options of one."""
+    return Inputs(frontend=FrontendRequest(frontend="", vcs=request.vcs), capture=Capture(), source=None)
+
+
 def frontend_args(request: BuildRequest) -> dict[str, str]:
     """The client's options under the names that BuildKit's frontends know them by. What only concerns the machine is left out."""
     args = {f"build-arg:{name}": value for name, value in request.build_args.items()}

@@ -10,7 +10,7 @@ import hashlib
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack
-from typing import Any, BinaryIO, Protocol
+from typing import TYPE_CHECKING, Any, BinaryIO, Protocol
 
 from pybuild.errors import Cancelled, PybuildError, UsageError
 from pybuild.layers.descriptor import Platform
@@ -18,7 +18,7 @@ from pybuild.layers.digest import Digest
 from pybuild.layers.views import FileView
 from pybuild.parser import Dockerfile, parse
 from pybuild.parser.errors import DockerfileError, DockerfileSyntaxError
-from pybuild.values import dataclass, field
+from pybuild.values import dataclass, field, replace
 
 from .assemble import BuiltImage
 from .check_rules import CheckSettings
@@ -29,17 +29,21 @@ from .exec_settings import EntitlementRefused, ExecSettings
 from .exporters import Exporters, ExportParts
 from .failure import BuildFailed
 from .frontend_choice import require_own_frontend
-from .graph import Network
+from .graph import Network, Vertex
 from .lower import LoweredImage, LowerOptions, lower
-from .named_context import LocalContextRef
+from .named_context import LocalContextRef, NamedContext
 from .outputs import Output, OutputType
 from .progress import BuildWarning, Progress, StepDone, StepProgress, StepStarted
 from .protocols import CacheIndex, Executor, ImageSource, Snapshots
 from .recording import BuildStore, Recording, previous_steps, subject_of
-from .request import BuildRequest, SshSource
+from .request import BuildRequest, GraphDefinition, SshSource
 from .solver import Result, Solver
+from .solver_steps import Step
 from .source_date_epoch import EpochSource
 from .why import Explainer
+
+if TYPE_CHECKING:
+    from .attest import Attester, Inputs
 
 
 class LayerTimes(Protocol):
@@ -68,7 +72,8 @@ class RecordedRecipes(Protocol):
 class BuildParts:
     """The concrete parts that a build runs on. ``preload`` loads what the stat index knows
     below a directory; ``platform``: this machine's; ``scratch``: a directory for unpacked contexts; ``clock``
-    gives seconds since the epoch; ``entitlements``: what the configuration permits; ``nonce``: a text that was never given before."""
+    gives seconds since the epoch; ``entitlements``: what the configuration permits; ``nonce``: a text that was never given before;
+    ``provenance_environment``: what the configuration adds to provenance."""
 
     executor: Executor
     snapshots: Snapshots
@@ -88,6 +93,7 @@ class BuildParts:
     nonce: Callable[[], str]
     max_parallelism: int
     entitlements: frozenset[str]
+    provenance_environment: Mapping[str, Any] = field(default_factory=dict)  # Any: JSON from the configuration
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,6 +144,15 @@ def build(
     what is wrong around it (contexts, outputs, registries).
     """
     return _Build(request, parts, progress=progress, cancel=cancel, stdout=stdout, on_dockerfile=on_dockerfile).run()
+
+
+@dataclass(frozen=True, slots=True)
+class _Plan:
+    """What is to be solved: a graph per platform, the local trees that they read, and what provenance says of the request."""
+
+    lowered: Sequence[LoweredImage]
+    views: Mapping[str, FileView]
+    inputs: Callable[[], Inputs]
 
 
 class _Build:
@@ -198,6 +213,41 @@ class _Build:
         request, parts = self._request, self._parts
         for entitlement in sorted(request.entitlements - parts.entitlements):
             raise EntitlementRefused(entitlement)
+        plan = self._plan_dockerfile(stack) if request.definition is None else self._plan_graph(request.definition)
+        sockets = stack.enter_context(parts.ssh.serve(request.ssh)) if request.ssh else {}
+        attester = self._attester()
+        scans = [] if attester is None or attester.choice is None else self._scans(attester, plan.lowered)
+        results, steps = self._solve(plan, scans, sockets)
+        images = tuple(self._built(each, results[each.vertex]) for each in plan.lowered)
+        outputs = request.outputs or (Output(type=OutputType.IMAGE),)
+        attested = None
+        if attester is not None:
+            attested = attester.attest(
+                plan.lowered,
+                plan.inputs(),
+                steps=steps,
+                scanned=[results[scan] for scan in scans],
+                view_of=parts.snapshots.view,
+            )
+        exporters = Exporters(
+            parts.exports,
+            request=request,
+            lowered=plan.lowered,
+            progress=self._progress,
+            clock=parts.clock,
+            cancel=self._cancel,
+            attested=() if attested is None else attested.of_images,
+        )
+        report = exporters.run(outputs, images, stdout=self._stdout)
+        metadata = {**report.metadata, **({} if attested is None else attested.metadata)}
+        warnings = tuple(self._warnings.values())
+        if warnings:
+            metadata["buildx.build.warnings"] = [_warning_json(warning, self._dockerfile) for warning in warnings]
+        metadata["buildx.build.ref"] = f"default/default/{self._recording.ref}"
+        return BuildResult(self._recording.ref, report.image_id, metadata, outputs, warnings, images)
+
+    def _plan_dockerfile(self, stack: ExitStack) -> _Plan:
+        request, parts = self._request, self._parts
         opened, dockerfile = self._open(stack)
         self._dockerfile = dockerfile
         if self._on_dockerfile is not None:
@@ -209,26 +259,55 @@ class _Build:
         self._check(dockerfile, opened, platforms[0])
         lowered = [self._lower(dockerfile, opened, named, platform) for platform in platforms]
         self._settings.enforce(self._warnings.values())
-        views: dict[str, FileView] = {"context": opened.view, **named.views}
-        sockets = stack.enter_context(parts.ssh.serve(request.ssh)) if request.ssh else {}
-        results = self._solve(lowered, views, sockets)
-        images = tuple(self._built(each, results[position]) for position, each in enumerate(lowered))
-        outputs = request.outputs or (Output(type=OutputType.IMAGE),)
-        exporters = Exporters(
-            parts.exports,
-            request=request,
-            lowered=lowered,
-            progress=self._progress,
-            clock=parts.clock,
-            cancel=self._cancel,
+
+        def inputs() -> Inputs:
+            from .attest import inputs_of_dockerfile
+
+            return inputs_of_dockerfile(request, opened, named.contexts)
+
+        return _Plan(lowered, {"context": opened.view, **named.views}, inputs)
+
+    def _plan_graph(self, definition: GraphDefinition) -> _Plan:
+        request = self._request
+        options = self._lower_options(request.build_args, contexts={})
+        platforms = request.platforms or (self._parts.platform,)
+        lowered = [definition.lower(replace(options, platform=platform)) for platform in platforms]
+
+        def inputs() -> Inputs:
+            from .attest import inputs_of_graph
+
+            return inputs_of_graph(request)
+
+        return _Plan(lowered, definition.open_contexts(request.directory), inputs)
+
+    # --- attestations ------------------------------------------------------------------------------------------------
+
+    def _attester(self) -> Attester | None:
+        request = self._request
+        if request.provenance is None and request.sbom is None and not request.metadata_provenance:
+            return None
+        from .attest import Attester
+
+        return Attester(
+            request,
+            machine=self._parts.platform,
+            ref=self._recording.ref,
+            started=self._recording.started,
+            clock=self._parts.clock,
+            environment=self._parts.provenance_environment,
         )
-        report = exporters.run(outputs, images, stdout=self._stdout)
-        metadata = dict(report.metadata)
-        warnings = tuple(self._warnings.values())
-        if warnings:
-            metadata["buildx.build.warnings"] = [_warning_json(warning, dockerfile) for warning in warnings]
-        metadata["buildx.build.ref"] = f"default/default/{self._recording.ref}"
-        return BuildResult(self._recording.ref, report.image_id, metadata, outputs, warnings, images)
+
+    def _scans(self, attester: Attester, lowered: Sequence[LoweredImage]) -> list[Vertex]:
+        assert attester.choice is not None  # callers ask only if a scanner was chosen
+        name = attester.choice.generator
+        step = self._steps.begin(f"[internal] load metadata for {name}")
+        try:
+            image = self._parts.images.resolve(name, platform=self._parts.platform, pull=self._request.pull)
+        except PybuildError as error:
+            self._steps.end(step, error)
+            raise
+        self._steps.end(step)
+        return attester.scans(lowered, image)
 
     # --- reading -----------------------------------------------------------------------------------------------------
 
@@ -269,49 +348,52 @@ class _Build:
     def _lower(
         self, dockerfile: Dockerfile, opened: OpenedContext, named: NamedContexts, platform: Platform
     ) -> LoweredImage:
-        request, parts = self._request, self._parts
+        request = self._request
         arguments = dict(request.build_args)
         epoch = request.source_date_epoch
         if epoch is not None and "SOURCE_DATE_EPOCH" not in arguments:
             arguments["SOURCE_DATE_EPOCH"] = epoch
         if arguments.get("SOURCE_DATE_EPOCH") == "context" and opened.time is not None:
             arguments["SOURCE_DATE_EPOCH"] = str(int(opened.time))
-        lowered = lower(
-            dockerfile,
-            LowerOptions(
-                image_resolver=parts.images,
-                platform=platform,
-                build_platform=parts.platform,
-                implicit_platform=not request.platforms,
-                several_platforms=len(request.platforms) > 1,
-                target=request.target,
-                build_args=arguments,
-                labels=request.labels,
-                contexts=named.contexts,
-                main_context=LocalContextRef("context"),
-                remote_sources=parts.remotes,
-                epoch_source=parts.epochs,
-                pull=request.pull,
-                no_cache=request.no_cache,
-                no_cache_stages=request.no_cache_filter,
-                nonce=lambda: self._recording.ref,
-                network=Network(request.network),
-                extra_hosts=request.extra_hosts,
-                shm_size=request.shm_size,
-                ulimits=request.ulimits,
-                cgroup_parent=request.cgroup_parent,
-                proxies=request.proxies,
-                progress=self._progress,
-                clock=parts.clock,
-                wanted_check=self._settings.wanted,
-            ),
-        )
+        options = self._lower_options(arguments, contexts=named.contexts)
+        lowered = lower(dockerfile, replace(options, platform=platform))
         for warning in lowered.warnings:
             self._warn(warning)
         if lowered.unused_build_args:
             names = " ".join(lowered.unused_build_args)
             self._warn(BuildWarning("", f"[Warning] One or more build-args [{names}] were not consumed"))
         return lowered
+
+    def _lower_options(self, arguments: Mapping[str, str], *, contexts: Mapping[str, NamedContext]) -> LowerOptions:
+        """What the request says to lowering, for this machine's platform."""
+        request, parts = self._request, self._parts
+        return LowerOptions(
+            image_resolver=parts.images,
+            platform=parts.platform,
+            build_platform=parts.platform,
+            implicit_platform=not request.platforms,
+            several_platforms=len(request.platforms) > 1,
+            target=request.target,
+            build_args=arguments,
+            labels=request.labels,
+            contexts=contexts,
+            main_context=LocalContextRef("context"),
+            remote_sources=parts.remotes,
+            epoch_source=parts.epochs,
+            pull=request.pull,
+            no_cache=request.no_cache,
+            no_cache_stages=request.no_cache_filter,
+            nonce=lambda: self._recording.ref,
+            network=Network(request.network),
+            extra_hosts=request.extra_hosts,
+            shm_size=request.shm_size,
+            ulimits=request.ulimits,
+            cgroup_parent=request.cgroup_parent,
+            proxies=request.proxies,
+            progress=self._progress,
+            clock=parts.clock,
+            wanted_check=self._settings.wanted,
+        )
 
     def _check(self, dockerfile: Dockerfile, opened: OpenedContext, platform: Platform) -> None:
         """Emit what the build checks find that lowering doesn't."""
@@ -336,18 +418,19 @@ class _Build:
     # --- running -----------------------------------------------------------------------------------------------------
 
     def _solve(
-        self, lowered: Sequence[LoweredImage], views: Mapping[str, FileView], sockets: Mapping[str, str]
-    ) -> list[Result]:
+        self, plan: _Plan, scans: Sequence[Vertex], sockets: Mapping[str, str]
+    ) -> tuple[dict[Vertex, Result], dict[Vertex, Step]]:
+        """Solve the results and the scans of them; returns the results, and the step that each vertex was."""
         request, parts = self._request, self._parts
-        targets = [each.vertex for each in lowered]
+        targets = [*(each.vertex for each in plan.lowered), *scans]
         with Solver(
             executor=parts.executor,
             snapshots=parts.snapshots,
             cache=parts.cache,
             images=parts.images,
-            resolved=tuple(image for each in lowered for image in each.images),
+            resolved=tuple(image for each in plan.lowered for image in each.images),
             remotes=parts.remotes,
-            contexts=views,
+            contexts=plan.views,
             settings=ExecSettings(
                 self._secrets(),
                 sockets,
@@ -370,7 +453,7 @@ class _Build:
                 solved = solver.solve(targets)
             finally:
                 self._recording.add(solver.reports)
-        return [solved[target] for target in targets]
+        return solved, solver.steps
 
     def _secrets(self) -> dict[str, bytes]:
         """The secrets' values. Raises PybuildError for a file that can't be read any more."""
@@ -399,7 +482,7 @@ class _Build:
         )
 
 
-def _warning_json(warning: BuildWarning, dockerfile: Dockerfile) -> dict[str, Any]:  # Any: the JSON edge
+def _warning_json(warning: BuildWarning, dockerfile: Dockerfile | None) -> dict[str, Any]:  # Any: the JSON edge
     """A warning as buildx's metadata file has it; texts are bytes there, and so in base 64."""
     import base64
 
@@ -412,7 +495,7 @@ def _warning_json(warning: BuildWarning, dockerfile: Dockerfile) -> dict[str, An
         out["detail"] = [encoded(warning.detail)]
     if warning.url:
         out["url"] = warning.url
-    if warning.lines:
+    if warning.lines and dockerfile is not None:
         out["sourceInfo"] = {
             "filename": dockerfile.filename,
             "data": encoded(dockerfile.text),
