@@ -14,7 +14,6 @@ import os
 import stat
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import Final, TypeAlias
 
 from pybuild.errors import Cancelled, PybuildError
@@ -197,6 +196,8 @@ class ContentReader:
                 out[index] = Digest.of_stream(file).hex
         batches = [on_disk[start : start + _BATCH] for start in range(0, len(on_disk), _BATCH)]
         if len(batches) > 1:
+            from concurrent.futures import ThreadPoolExecutor
+
             with ThreadPoolExecutor(_PARALLEL_READS, thread_name_prefix="read") as pool:
                 results = list(pool.map(lambda batch: self._read_batch(files, batch), batches))
         else:

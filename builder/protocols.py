@@ -141,6 +141,9 @@ class ExitStatus:
 
 
 class Executor(Protocol):
+    def start(self) -> None:
+        """Told as soon as it is known that a step will run, so that what steps need can start in the meantime. Idempotent."""
+
     def run(
         self,
         spec: ProcessSpec,

@@ -115,9 +115,7 @@ class Solver:
         self._remotes = remotes
         self._settings = settings or ExecSettings({}, {})
         self._elsewhere = (
-            None
-            if remote_cache is None
-            else Elsewhere(remote_cache, cache, snapshots=snapshots, runner=self._runner)
+            None if remote_cache is None else Elsewhere(remote_cache, cache, snapshots=snapshots, runner=self._runner)
         )
 
     def __enter__(self) -> Solver:

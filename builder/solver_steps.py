@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 
 from pybuild.errors import Cancelled, PybuildError
 from pybuild.layers.digest import Digest
@@ -266,6 +265,8 @@ class StepMaker:
         ]
         if not wanted:
             return {}
+        from concurrent.futures import ThreadPoolExecutor
+
         with ThreadPoolExecutor(_PARALLEL_DOWNLOADS, thread_name_prefix="source") as pool:
             return dict(zip(wanted, pool.map(self._resolve_source, wanted)))
 

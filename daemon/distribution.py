@@ -103,7 +103,7 @@ class Compressing:
 
     def __init__(self, engine: Engine, *, compression: str, level: int | None, force: bool) -> None:
         self._engine = engine
-        self._layers = StoreLayers(engine.store, engine.snapshots)
+        self._layers = StoreLayers(engine.store)
         self._compression = compression
         self._level = level
         self._force = force

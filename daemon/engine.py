@@ -8,7 +8,6 @@ from __future__ import annotations
 import os
 import threading
 import time
-import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -196,6 +195,7 @@ class Engine:
 
         from .image_keeper import CacheRecipes, StoreKeeper, StoreLayers
         from .image_source import StoreImageSource
+        from .parts_on_demand import ExecutorOnDemand, SnapshotsOnDemand
         from .remotes_on_demand import RemotesOnDemand
         from .ssh_sockets import SshSockets
 
@@ -209,30 +209,31 @@ class Engine:
             },
             cancel=cancel,
         )
-        layers = StoreLayers(self.store, self.snapshots)
+        layers = StoreLayers(self.store)
+        snapshots = SnapshotsOnDemand(lambda: self.snapshots)
         return BuildParts(
-            executor=self.executor,
-            snapshots=self.snapshots,
+            executor=ExecutorOnDemand(lambda: self.executor),
+            snapshots=snapshots,
             cache=cache,
-            images=StoreImageSource(self.store, self.snapshots, self.registries, cancel=cancel),
+            images=StoreImageSource(self.store, snapshots, self.registries, cancel=cancel),
             remotes=remotes,
             epochs=remotes,
             exports=ExportParts(
                 blobs=self.store.blobs,
                 layers=layers,
-                snapshots=self.snapshots,
+                snapshots=snapshots,
                 keeper=StoreKeeper(self, progress=progress, cancel=cancel),
                 owner=(os.geteuid(), os.getegid()),
             ),
             builds=self.store.builds,
             recipes=CacheRecipes(cache),
             layer_times=layers,
-            ssh=SshSockets(self.snapshots),
+            ssh=SshSockets(snapshots),
             preload=cache.stat_index.preload,
             platform=host_platform(),
             scratch=str(scratch),
             clock=time.time,
-            nonce=lambda: uuid.uuid4().hex[:25],
+            nonce=lambda: os.urandom(13).hex()[:25],
             max_parallelism=self.settings.max_parallelism or max(2, os.cpu_count() or 1),
             entitlements=self.settings.entitlements,
         )

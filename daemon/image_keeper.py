@@ -7,20 +7,19 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
 from pybuild.builder.progress import Progress, StepProgress
-from pybuild.layers.compression import Compression
 from pybuild.layers.descriptor import Descriptor
 from pybuild.layers.digest import Digest
 from pybuild.layers.entries import LayerEntry
-from pybuild.layers.layer_compressor import LayerCompressor
 from pybuild.layers.layer_index import LayerNotFound
 
 if TYPE_CHECKING:
     from pybuild.layers.cache_index import CacheIndex
-    from pybuild.layers.snapshots import SnapshotStore
+    from pybuild.layers.layer_compressor import LayerCompressor
     from pybuild.layers.store import Store
 
     from .engine import Engine
@@ -29,9 +28,14 @@ if TYPE_CHECKING:
 class StoreLayers:
     """Layers of one store as blobs in the wanted compression, and when they were made."""
 
-    def __init__(self, store: Store, snapshots: SnapshotStore) -> None:
+    def __init__(self, store: Store) -> None:
         self._store = store
-        self._compressor = LayerCompressor(store.root, blobs=store.blobs, layers=store.layers)
+
+    @cached_property
+    def _compressor(self) -> LayerCompressor:
+        from pybuild.layers.layer_compressor import LayerCompressor
+
+        return LayerCompressor(self._store.root, blobs=self._store.blobs, layers=self._store.layers)
 
     def blob_for(self, diff_id: Digest, *, compression: str | None, level: int | None, force: bool) -> Descriptor:
         """See LayerExports."""
@@ -43,6 +47,8 @@ class StoreLayers:
             if found is None:
                 raise LayerNotFound(diff_id)
             return found.descriptor
+        from pybuild.layers.compression import Compression
+
         return self._compressor.blob_for(diff_id, Compression.parse(compression), level=level, force=force)
 
     def _made_here(self, diff_id: Digest) -> bool:
@@ -50,6 +56,8 @@ class StoreLayers:
 
     def prepare(self, diff_ids: Sequence[Digest], *, compression: str, level: int | None, force: bool) -> None:
         """Compress several layers at once, so that ``blob_for`` finds them ready."""
+        from pybuild.layers.compression import Compression
+
         self._compressor.blobs_for(diff_ids, Compression.parse(compression), level=level, force=force)
 
     def created(self, stack: Sequence[Digest]) -> tuple[float, ...]:

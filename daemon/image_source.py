@@ -20,16 +20,17 @@ from pybuild.layers.descriptor import Descriptor, Platform
 from pybuild.layers.digest import Digest
 from pybuild.layers.image import ImageConfig, Manifest
 from pybuild.layers.images import MANIFEST_LIMIT_BYTES, StoredPlatform
-from pybuild.layers.snapshots import SnapshotStore
 from pybuild.layers.store import Store
 from pybuild.registry_client.references import Reference
 
 from .registries import Registries
 
 if TYPE_CHECKING:
+    from pybuild.layers.snapshots import SnapshotStore
     from pybuild.registry_client.transfers import Transfer
 
     from .layer_sink import LayerReceiver
+    from .parts_on_demand import SnapshotsOnDemand
 
 _FACT = "resolve"
 _LAYOUT = "oci-layout://"
@@ -46,7 +47,12 @@ class StoreImageSource:
     """The ImageSource of one engine. Thread-safe."""
 
     def __init__(
-        self, store: Store, snapshots: SnapshotStore, registries: Registries, *, cancel: threading.Event
+        self,
+        store: Store,
+        snapshots: SnapshotStore | SnapshotsOnDemand,
+        registries: Registries,
+        *,
+        cancel: threading.Event,
     ) -> None:
         self._store = store
         self._snapshots = snapshots

@@ -18,6 +18,8 @@ from pybuild.layers.snapshots import SnapshotStore
 from pybuild.layers.store import Store
 from pybuild.registry_client.stores import LayerDownload
 
+from .parts_on_demand import SnapshotsOnDemand
+
 _CHUNKS = 16
 
 
@@ -105,7 +107,7 @@ class _Sink:
 class LayerReceiver:
     """Makes sinks for a pull, and registers layers of which only the blob is there."""
 
-    def __init__(self, store: Store, snapshots: SnapshotStore) -> None:
+    def __init__(self, store: Store, snapshots: SnapshotStore | SnapshotsOnDemand) -> None:
         self._store = store
         self._snapshots = snapshots
 

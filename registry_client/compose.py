@@ -46,6 +46,37 @@ class CannotCompose(RegistryError):
     """The sources don't make an index."""
 
 
+@dataclass(frozen=True, slots=True)
+class MadeImage:
+    """A new image: its manifest's descriptor, and manifest and configuration as bytes."""
+
+    descriptor: Descriptor
+    manifest: bytes
+    config: bytes
+
+    @classmethod
+    def of(cls, manifest: Manifest, config: bytes, *, platform: Platform) -> MadeImage:
+        """The image with this manifest, which already names ``config``."""
+        data = manifest.to_bytes()
+        return cls(Descriptor(manifest.media_type, Digest.of(data), len(data), platform=platform), data, config)
+
+
+def index_of(top: ManifestContent, made: Mapping[Digest, MadeImage]) -> tuple[Descriptor, list[bytes]]:
+    """What stands for ``top`` when its manifests are replaced by those that were made of them, and all documents to push. Entries of an index of
+    which nothing was made are left out."""
+    documents = [data for one in made.values() for data in (one.manifest, one.config)]
+    if not top.is_index:
+        return made[top.descriptor.digest].descriptor, documents
+    index = Index.from_bytes(top.data)
+    entries = tuple(
+        replace(made[entry.digest].descriptor, platform=entry.platform, annotations=entry.annotations)
+        for entry in index.manifests
+        if entry.digest in made
+    )
+    data = replace(index, manifests=entries).to_bytes()
+    return Descriptor(top.descriptor.media_type, Digest.of(data), len(data)), [*documents, data]
+
+
 # --- indexes ----------------------------------------------------------------------------------------------------------
 
 
@@ -141,15 +172,6 @@ def _runs(entry: Descriptor) -> bool:
 # --- rebase -----------------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
-class _Rebased:
-    """A new image: its manifest and configuration as bytes."""
-
-    descriptor: Descriptor
-    manifest: bytes
-    config: bytes
-
-
 def rebase(
     client: RegistryClient,
     image: Reference,
@@ -170,7 +192,7 @@ def rebase(
     repository = client.repository(image)
     found = contents(client, image)
     top = found[0]
-    made: dict[Digest, _Rebased] = {}
+    made: dict[Digest, MadeImage] = {}
     origins = RememberedOrigins()
     places: list[BlobSource] = [_place(repository, found, origins=origins, stop=stop)]
     bases: dict[str, Reference] = {}
@@ -189,19 +211,7 @@ def rebase(
         _place(client.repository(reference), contents(client, reference), origins=origins, stop=stop)
         for reference in bases.values()
     ]
-    documents = [data for one in made.values() for data in (one.manifest, one.config)]
-    if top.is_index:
-        index = Index.from_bytes(top.data)
-        entries = tuple(
-            replace(made[entry.digest].descriptor, platform=entry.platform, annotations=entry.annotations)
-            for entry in index.manifests
-            if entry.digest in made
-        )
-        data = replace(index, manifests=entries).to_bytes()
-        documents.append(data)
-        descriptor = Descriptor(top.descriptor.media_type, Digest.of(data), len(data))
-    else:
-        descriptor = made[top.descriptor.digest].descriptor
+    descriptor, documents = index_of(top, made)
     return push(
         client,
         target,
@@ -233,7 +243,7 @@ def _bases(
     return old_base, new_base
 
 
-def _on(client: RegistryClient, image: PulledManifest, *, old: Reference, new: Reference) -> _Rebased:
+def _on(client: RegistryClient, image: PulledManifest, *, old: Reference, new: Reference) -> MadeImage:
     assert image.config is not None
     platform = image.config.platform
     old_config, _ = _base(client, old, platform)
@@ -260,9 +270,7 @@ def _on(client: RegistryClient, image: PulledManifest, *, old: Reference, new: R
         layers=tuple(replace(layer, media_type=_layer_type(layer, image.manifest)) for layer in layers),
         annotations={} if image.manifest.media_type == DOCKER_MANIFEST else annotations,
     )
-    data = manifest.to_bytes()
-    descriptor = Descriptor(manifest.media_type, Digest.of(data), len(data), platform=new_config.platform)
-    return _Rebased(descriptor, data, config_data)
+    return MadeImage.of(manifest, config_data, platform=new_config.platform)
 
 
 def _base(client: RegistryClient, reference: Reference, platform: Platform) -> tuple[ImageConfig, Manifest]:
@@ -322,8 +330,10 @@ def delete(client: RegistryClient, reference: Reference) -> Digest | None:
 __all__ = [
     "CannotCompose",
     "CannotRebase",
+    "MadeImage",
     "create_index",
     "delete",
+    "index_of",
     "rebase",
     "resolve_digest",
 ]

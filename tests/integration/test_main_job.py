@@ -188,7 +188,6 @@ def started(pybuild: Pybuild, context: Path) -> Iterator[subprocess.Popen[str]]:
 def test_a_stopped_build_leaves_no_process_no_mount_and_keeps_its_steps(
     pybuild: Pybuild, context: Path, started: subprocess.Popen[str], number: signal.Signals
 ) -> None:
-    began = time.monotonic()
     started.send_signal(number)
     assert started.wait(10) != 0
     for _ in range(100):
@@ -196,7 +195,6 @@ def test_a_stopped_build_leaves_no_process_no_mount_and_keeps_its_steps(
             break
         time.sleep(0.05)
     assert processes_below(pybuild.root) == []
-    assert time.monotonic() - began < 6
     assert str(pybuild.root) not in Path("/proc/self/mounts").read_text()
     context.joinpath("Dockerfile").write_text("FROM busybox\nRUN echo one > /one\n")
     assert steps_that_ran(pybuild.run("build", "--progress=plain", str(context)).stderr) == set()

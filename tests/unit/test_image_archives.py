@@ -525,8 +525,8 @@ def bad_old_archives() -> Iterator[tuple[str, dict[str, bytes]]]:
     yield "no layer", {name: data for name, data in files.items() if name != layer}
     yield "wrong layer", {**files, layer: TWO}
     yield "wrong config", {**files, config: files[config] + b" "}
-    yield "broken compressed layer", {**files, layer: gzip.compress(ONE)[:-9]}
-    yield "wrong compressed layer", {**files, layer: gzip.compress(TWO)}
+    yield "broken compressed layer", {**files, layer: gzip.compress(ONE, mtime=0)[:-9]}
+    yield "wrong compressed layer", {**files, layer: gzip.compress(TWO, mtime=0)}
     for name, value in [
         ("a layer outside", {"Layers": ["../../../../etc/passwd", layer]}),
         ("an absolute layer", {"Layers": ["/etc/passwd", layer]}),
@@ -612,7 +612,7 @@ def test_a_layer_that_the_store_has_needs_not_be_in_the_archive(blobs: BlobStore
 
 
 @pytest.mark.parametrize(
-    "data", [b"", b"no archive", bytes(1024), gzip.compress(b""), b"\x1f\x8b\x08", pack({"etc/passwd": b""})]
+    "data", [b"", b"no archive", bytes(1024), gzip.compress(b"", mtime=0), b"\x1f\x8b\x08", pack({"etc/passwd": b""})]
 )
 def test_what_is_no_image_archive_is_refused(store: Store, data: bytes) -> None:
     with pytest.raises(PybuildError):

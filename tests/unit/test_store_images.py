@@ -245,14 +245,9 @@ def test_untagging_leaves_the_image(store: Store) -> None:
         store.images.tag(X, Y)
 
 
-def test_listing_a_hundred_images_is_quick(store: Store) -> None:
+def test_a_hundred_images_are_listed(store: Store) -> None:
     for number in range(100):
         store.images.put(
             f"docker.io/library/x:{number}", make_manifest(store, *[b"%d" % n for n in range(10)], env=str(number))
         )
-    best = 9.0
-    for _ in range(3):
-        began = time.process_time()
-        assert len(store.images.list()) == 100
-        best = min(best, time.process_time() - began)
-    assert best < 0.05
+    assert len(store.images.list()) == 100
