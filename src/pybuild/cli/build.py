@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from pybuild.errors import UsageError
 
+from .attestation_options import attestations, metadata_provenance, version_control
 from .environment import Environment
 from .options import Parser, existing_parent, key_value
 
@@ -271,8 +272,11 @@ def request_from(options: argparse.Namespace, variables: Mapping[str, str]) -> B
     stdin_users = [name for name, value in (("the context", options.context), ("--file", options.file)) if value == "-"]
     if len(stdin_users) > 1:
         raise UsageError("invalid argument: can't use stdin for both build context and dockerfile")
-    provenance, sbom = _attestations(options)
     build_args = _build_args(options.build_arg, variables)
+    provenance, sbom = attestations(
+        options.attest, provenance=options.provenance, sbom=options.sbom, build_args=build_args
+    )
+    told = metadata_provenance(bool(options.metadata_file), variables)
     return BuildRequest(
         context=options.context,
         directory=os.getcwd(),
@@ -305,6 +309,8 @@ def request_from(options: argparse.Namespace, variables: Mapping[str, str]) -> B
         cache_to=tuple(options.cache_to),
         provenance=provenance,
         sbom=sbom,
+        metadata_provenance=told,
+        vcs=version_control(options.context, options.file, variables) if provenance is not None or told else {},
         require_cache=options.require_cache,
         squash=options.squash,
         on_error=options.on_error,
@@ -475,25 +481,3 @@ def parse_ulimits(given: Sequence[str]) -> tuple[tuple[str, int, int], ...]:
         if not name or not separator:
             raise UsageError(f"invalid --ulimit value {text!r}", hint="write --ulimit nofile=1024:2048")
     return tuple(out)
-
-
-def _attestations(options: argparse.Namespace) -> tuple[dict[str, str] | None, dict[str, str] | None]:
-    from pybuild.builder.outputs import split_fields
-
-    found: dict[str, dict[str, str] | None] = {"provenance": None, "sbom": None}
-    for text in options.attest:
-        fields = {key: value or "" for key, value in split_fields(text, option="--attest")}
-        kind = fields.pop("type", "")
-        if kind not in found:
-            raise UsageError(f"unknown --attest type {kind!r}", hint="use type=provenance or type=sbom")
-        found[kind] = None if fields.pop("disabled", "false").lower() == "true" else fields
-    for kind, text in (("provenance", options.provenance), ("sbom", options.sbom)):
-        if text is None:
-            continue
-        if text.lower() in ("false", "0"):
-            found[kind] = None
-        elif text.lower() in ("true", "1"):
-            found[kind] = {}
-        else:
-            found[kind] = {key: value or "" for key, value in split_fields(text, option=f"--{kind}")}
-    return found["provenance"], found["sbom"]
