@@ -193,6 +193,19 @@ def list_registry(engine: Engine, name: str) -> Iterator[str]:
     return client.repository(Reference.parse(name)).tags()
 
 
+def offered_platforms(engine: Engine, reference: Reference) -> tuple[Descriptor, tuple[Platform, ...]]:
+    """What a registry has under a name, and for which platforms. Raises RegistryError."""
+    from pybuild.registry_client.pull import resolve
+
+    content = engine.registries.client.repository(reference).get_manifest(reference.target)
+    if content.descriptor.media_type in INDEX_TYPES:
+        listed = Index.from_bytes(content.data).manifests
+        found = [entry.platform for entry in listed if entry.platform is not None]
+        return content.descriptor, tuple(platform for platform in found if platform.os != "unknown")
+    config = resolve(engine.registries.client, reference, host_platform()).image.config
+    return content.descriptor, () if config is None else (config.platform,)
+
+
 def _read(engine: Engine, descriptor: Descriptor) -> bytes:
     return engine.store.blobs.read(descriptor.digest, limit_bytes=MANIFEST_LIMIT_BYTES)
 

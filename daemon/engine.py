@@ -221,6 +221,7 @@ class Engine:
             exports=ExportParts(
                 blobs=self.store.blobs,
                 layers=layers,
+                rewrites=layers,
                 snapshots=snapshots,
                 keeper=StoreKeeper(self, progress=progress, cancel=cancel),
                 owner=(os.geteuid(), os.getegid()),
@@ -285,10 +286,11 @@ class Engine:
         image = self.find_image(source)
         self.store.images.tag(image.descriptor.digest, canonical_tag(target))
 
-    def remove_image(self, name: str, *, force: bool) -> Removal:
-        """Take a name away, and the image with its last one; what nothing needs then is freed. Raises ImageNotFound, ImageInUse."""
+    def remove_image(self, name: str, *, force: bool, keep_layers: bool = False) -> Removal:
+        """Take a name away, and the image with its last one; what nothing needs then is freed, unless ``keep_layers`` leaves that to the
+        next collection. Raises ImageNotFound, ImageInUse."""
         removal = self.store.images.remove(*lookups(name), force=force)
-        if removal.deleted:
+        if removal.deleted and not keep_layers:
             from pybuild.layers.gc import Collector
 
             Collector(self.store).collect()

@@ -12,7 +12,7 @@ from typing import Any
 from pybuild.errors import UsageError
 from pybuild.layers.digest import Digest
 from pybuild.layers.image import HealthCheck, ImageConfig
-from pybuild.layers.images import Images, StoredImage
+from pybuild.layers.images import Images, StoredImage, StoredPlatform
 from pybuild.registry_client.references import InvalidReference, Reference
 from pybuild.values import dataclass
 
@@ -33,7 +33,8 @@ class ImageRow:
 
 @dataclass(frozen=True, slots=True)
 class ImageFilter:
-    """``--filter`` of ``images``. ``references``: patterns that a familiar name must match; None: no condition."""
+    """``--filter`` of ``images``. ``references``: patterns that a familiar name must match; ``until``: seconds since the epoch that an
+    image must have been made before; None: no condition."""
 
     dangling: bool | None = None
     labels: tuple[tuple[str, str | None], ...] = ()
@@ -41,6 +42,7 @@ class ImageFilter:
     name: str | None = None
     before: str | None = None
     since: str | None = None
+    until: float | None = None
 
     @classmethod
     def parse(cls, filters: Sequence[str], *, name: str | None = None) -> ImageFilter:
@@ -79,10 +81,31 @@ def familiar(name: str) -> tuple[str, str]:
     return reference.familiar_name, reference.tag or "<none>"
 
 
-def image_rows(images: Images, wanted: ImageFilter, *, all_images: bool) -> list[ImageRow]:
-    """The rows that ``wanted`` lets through, newest first. Images without a name are listed with ``all_images`` or by the filter."""
-    limits = {key: images.get(*lookups(text)).stored for key, text in (("before", wanted.before), ("since", wanted.since)) if text}
-    rows: list[ImageRow] = []
+@dataclass(frozen=True, slots=True)
+class ListedImage:
+    """An image that a filter lets through: ``part`` is this machine's; ``shown``: the (repository, tag) pairs to be shown, empty for an image
+    without a name."""
+
+    image: StoredImage
+    part: StoredPlatform | None
+    shown: tuple[tuple[str, str], ...]
+
+    @property
+    def size(self) -> int:
+        """Bytes of the layers: all platforms' of an image for several."""
+        if len(self.image.platforms) > 1:
+            return sum(item.size for item in self.image.platforms)
+        return self.part.size if self.part is not None else 0
+
+
+def listed_images(images: Images, wanted: ImageFilter) -> list[ListedImage]:
+    """What ``wanted`` lets through, newest first."""
+    limits = {
+        key: images.get(*lookups(text)).stored
+        for key, text in (("before", wanted.before), ("since", wanted.since))
+        if text
+    }
+    found: list[ListedImage] = []
     for image in images.list(dangling=wanted.dangling):
         if "before" in limits and image.stored >= limits["before"]:
             continue
@@ -92,14 +115,32 @@ def image_rows(images: Images, wanted: ImageFilter, *, all_images: bool) -> list
         labels = part.labels if part is not None else {}
         if not all(key in labels and value in (None, labels[key]) for key, value in wanted.labels):
             continue
-        size = sum(item.size for item in image.platforms) if len(image.platforms) > 1 else part.size if part else 0
+        if wanted.until is not None and (made_at(part) or image.stored) >= wanted.until:
+            continue
         named = [familiar(name) for name in image.names]
-        if not named and not wanted.references and wanted.name is None and (all_images or wanted.dangling or not image.names):
-            named = [("<none>", "<none>")]
-        for repository, tag in named:
-            if _matches(repository, tag, wanted):
-                created = part.created if part is not None else None
-                rows.append(ImageRow(repository, tag, str(image.descriptor.digest), image.id(host_platform()), created, size))
+        shown = tuple(pair for pair in named if _matches(*pair, wanted))
+        if shown or (not named and not wanted.references and wanted.name is None):
+            found.append(ListedImage(image, part, shown))
+    return found
+
+
+def made_at(part: StoredPlatform | None) -> float | None:
+    """When an image says it was made, in seconds since the epoch; None if it doesn't."""
+    from pybuild.builder.assemble import parse_rfc3339
+
+    return parse_rfc3339(part.created) if part is not None and part.created else None
+
+
+def image_rows(images: Images, wanted: ImageFilter, *, all_images: bool) -> list[ImageRow]:
+    """The rows that ``wanted`` lets through, newest first; ``all_images`` is docker's flag: there are no intermediate images here."""
+    rows: list[ImageRow] = []
+    for listed in listed_images(images, wanted):
+        identifier = listed.image.id(host_platform())
+        created = listed.part.created if listed.part is not None else None
+        for repository, tag in listed.shown or (("<none>", "<none>"),):
+            rows.append(
+                ImageRow(repository, tag, str(listed.image.descriptor.digest), identifier, created, listed.size)
+            )
     return rows
 
 
@@ -142,7 +183,7 @@ def inspect_image(images: Images, image: StoredImage, *, platform: str | None = 
     if part is None:
         raise UsageError(f"the image has nothing for {platform or here}")
     config = images.config(part)
-    names = [":".join(familiar(name)) for name in image.names]
+    names = [":".join(familiar(name)) for name in image.names if "@" not in name]
     repositories = dict.fromkeys(familiar(name)[0] for name in image.names)
     out: dict[str, Any] = {
         "Id": str(part.config),

@@ -45,6 +45,11 @@ class Registries:
         self._client: RegistryClient | None = None
 
     @property
+    def variables(self) -> Mapping[str, str]:
+        """The environment that proxies come from."""
+        return self._variables
+
+    @property
     def config(self) -> DockerConfig:
         """Docker's configuration with its credentials."""
         if self._config is None:
