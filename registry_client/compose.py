@@ -73,6 +73,8 @@ def index_of(top: ManifestContent, made: Mapping[Digest, MadeImage]) -> tuple[De
         for entry in index.manifests
         if entry.digest in made
     )
+    if not entries:
+        raise CannotCompose("the index holds only other indexes")
     data = replace(index, manifests=entries).to_bytes()
     return Descriptor(top.descriptor.media_type, Digest.of(data), len(data)), [*documents, data]
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gzip
 import hashlib
+import io
 import json
 import sys
 import tarfile
@@ -32,9 +34,10 @@ from pybuild.layers.descriptor import (
 )
 from pybuild.layers.digest import Digest
 from pybuild.layers.image import History, ImageConfig, Index, Manifest
-from pybuild.registry_client.client import ImageNotFound, RegistryClient
+from pybuild.registry_client.client import ContentMismatch, ImageNotFound, RegistryClient
 from pybuild.registry_client.compose import CannotRebase, create_index, delete, rebase
 from pybuild.registry_client.copy import CopyFailed, copy
+from pybuild.registry_client.flatten import flatten
 from pybuild.registry_client.locations import InvalidLocation, parse_location
 from pybuild.registry_client.pull import NoMatchingPlatform, pull
 from pybuild.registry_client.push import push
@@ -391,3 +394,41 @@ def test_deleting_a_tag_or_a_manifest(client: RegistryClient, registry: FaultReg
     assert registry.manifests["team/app"] == {}
     with pytest.raises(ImageNotFound):
         delete(client, reference.with_digest(image.digest))
+
+
+# --- flatten ---
+
+
+def test_an_image_is_flattened_to_one_layer_per_platform(
+    client: RegistryClient, registry: FaultRegistry, store: BlobStore, tmp_path: Path
+) -> None:
+    index = make_index(store, _image(store, [1, 2, 3]), _image(store, [4, 5], platform=ARM64))
+    image = published(client, registry, store, index, "team/app:1")
+    target = Reference.parse(f"{registry.host}/team/app:flat")
+    flatten(client, image, target, scratch=str(tmp_path))
+    pulled = pull(client, target, BlobStore(tmp_path / "fresh"), all_platforms=True)
+    for one, seeds in zip(pulled.manifests, ([1, 2, 3], [4, 5]), strict=True):
+        assert one.config is not None
+        assert one.config.cmd == ("run", str(seeds))
+        assert len(one.config.history) == 1
+        blob = registry.blobs["team/app"][str(one.manifest.layers[0].digest)]
+        data = gzip.decompress(blob)
+        assert one.config.diff_ids == (Digest.of(data),)
+        with tarfile.open(fileobj=io.BytesIO(data)) as tar:
+            assert tar.getnames() == [f"file-{seed}" for seed in seeds]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["fresh", "store"]
+    first = registry.manifests["team/app"]["flat"]
+    flatten(client, image, target, scratch=str(tmp_path))
+    assert registry.manifests["team/app"]["flat"] == first
+
+
+def test_a_layer_that_isnt_what_the_configuration_says_is_not_flattened(
+    client: RegistryClient, registry: FaultRegistry, store: BlobStore
+) -> None:
+    one, other = _image(store, [1]), _image(store, [2])
+    manifest = Manifest.from_bytes(read(store, one.digest))
+    wrong = Manifest(manifest.config, Manifest.from_bytes(read(store, other.digest)).layers).to_bytes()
+    descriptor = Descriptor(OCI_MANIFEST, store.write(wrong), len(wrong))
+    image = published(client, registry, store, descriptor, "team/app:1")
+    with pytest.raises(ContentMismatch, match="doesn't unpack to"):
+        flatten(client, image, image.with_tag("flat"))
