@@ -99,7 +99,9 @@ class ImageResolver:
             raise
         except PybuildError as error:
             self._progress.emit(StepDone(step=step, time=self._clock(), error=str(error)))
-            message = did_you_mean(f"{request.written}: {error}", request.written, self._names)
+            # The words of the reference, which scripts look for.
+            told = f"{request.written}: failed to resolve source metadata for {request.location}: {error}"
+            message = did_you_mean(told, request.written, self._names)
             raise DockerfileError(message, span=request.span, hint=error.hint) from error
         self._progress.emit(StepDone(step=step, time=self._clock()))
         return answer

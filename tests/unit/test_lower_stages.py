@@ -143,7 +143,8 @@ def test_a_mistyped_target_gets_a_suggestion():
 def test_a_missing_image_is_reported_with_its_line_and_a_suggestion():
     with pytest.raises(DockerfileError) as caught:
         lowered("# x\nFROM busybax\n")
-    assert str(caught.value) == "busybax: not found (did you mean busybox?)"
+    found = "busybax: failed to resolve source metadata for docker.io/library/busybax:latest: not found"
+    assert str(caught.value) == f"{found} (did you mean busybox?)"
     assert caught.value.lines == (2, 2)
     assert caught.value.text == "# x\nFROM busybax\n"
 
@@ -151,7 +152,7 @@ def test_a_missing_image_is_reported_with_its_line_and_a_suggestion():
 def test_the_first_of_several_missing_images_is_reported():
     with pytest.raises(DockerfileError) as caught:
         lowered("FROM nosuch1 AS a\nFROM nosuch2 AS b\nFROM busybox\nCOPY --from=b / /\nCOPY --from=a / /\n")
-    assert str(caught.value) == "nosuch1: not found"
+    assert str(caught.value).startswith("nosuch1: ")
 
 
 def test_a_stage_inherits_from_a_stage():
