@@ -400,7 +400,7 @@ class ReadAhead(io.RawIOBase):
     def close(self) -> None:
         if not self.closed:
             self._stopping = True
-            while self._thread.is_alive():
+            while not self._ended and self._thread.is_alive():
                 try:
                     self._queue.get(timeout=0.01)
                 except queue.Empty:

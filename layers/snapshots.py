@@ -151,6 +151,16 @@ class SnapshotStore:
         """
         return self._write((*self._missing_parents(tuple(stack), entries), *entries))
 
+    def merge_layers(self, base: Sequence[Digest], own: Sequence[Digest]) -> Layer:
+        """Make one layer that changes ``base`` as all of ``own`` do, lowest first."""
+        from .changes import tree_changes
+        from .tree_views import StackView
+
+        owners = self.unpacked.ownership.owners
+        directories = self.unpacked.directories((*base, *own))
+        lower = StackView(self.unpacked.directories(base), owners=owners)
+        return self._write(tree_changes(lower, StackView(directories, owners=owners)))
+
     def _write(self, entries: Sequence[LayerEntry]) -> Layer:
         from .tar_write import write_tar
 
@@ -159,6 +169,7 @@ class SnapshotStore:
             digest, size = ingest.commit()
         layer = Layer(digest, size, empty=summary.entries == 0)
         self._index.register(layer)
+        self.unpacked.remember(digest, summary.ordered, summary.offsets)
         return layer
 
     def _missing_parents(self, stack: tuple[Digest, ...], entries: Sequence[LayerEntry]) -> Iterator[LayerEntry]:

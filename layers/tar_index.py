@@ -15,6 +15,7 @@ from .tree_views import EntryLayer
 def index_tar(path: str) -> EntryLayer | None:
     """The layer in the uncompressed tar at ``path``, or None if only unpacking can tell what it means. Raises InvalidTar."""
     entries: list[LayerEntry] = []
+    offsets: list[int] = []
     opaque: list[str] = []
     leaves: set[str] = set()
     with open(path, "rb", buffering=0) as file:
@@ -28,14 +29,16 @@ def index_tar(path: str) -> EntryLayer | None:
             if name.startswith(WHITEOUT_PREFIX):
                 where = f"{parent}/{name[len(WHITEOUT_PREFIX) :]}" if parent else name[len(WHITEOUT_PREFIX) :]
                 entries.append(LayerEntry(where, Kind.WHITEOUT))
+                offsets.append(0)
                 continue
             if entry.kind is not Kind.DIRECTORY:
                 leaves.add(entry.path)
-            entries.append(_layer_entry(entry, path))
-    return EntryLayer(entries, opaque=opaque)
+            entries.append(_layer_entry(entry))
+            offsets.append(entry.data_offset)
+    return EntryLayer(entries, opaque=opaque, tar=path, offsets=offsets)
 
 
-def _layer_entry(entry: TarEntry, tar: str) -> LayerEntry:
+def _layer_entry(entry: TarEntry) -> LayerEntry:
     return LayerEntry(
         entry.path,
         entry.kind,
@@ -45,8 +48,6 @@ def _layer_entry(entry: TarEntry, tar: str) -> LayerEntry:
         mtime_ns=entry.mtime_ns,
         size=entry.size,
         link=entry.link,
-        host_path=tar if entry.kind is Kind.FILE else None,
         device=entry.device,
         xattrs=entry.xattrs,
-        offset=entry.data_offset if entry.kind is Kind.FILE else None,
     )

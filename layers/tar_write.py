@@ -59,10 +59,15 @@ class InvalidEntry(PybuildError):
 
 @dataclass(frozen=True, slots=True)
 class TarSummary:
-    """What was written: bytes, entries, and (only if asked for) the digests of the files read from ``host_path``, by entry path."""
+    """What was written: bytes, entries, and (only if asked for) the digests of the files read from ``host_path``, by entry path.
+
+    ``ordered``: the entries as they were written; ``offsets``: where each one's content begins in the tar.
+    """
 
     size: int
     entries: int
+    ordered: tuple[LayerEntry, ...] = ()
+    offsets: tuple[int, ...] = ()
     file_digests: tuple[tuple[str, Digest], ...] = ()
 
 
@@ -312,13 +317,20 @@ def write_tar(entries: Iterable[LayerEntry], sink: Sink, *, digests: bool = Fals
     ordered = canonical_order(entries)
     slabs = Slabs(sink, digests=digests)
     try:
-        _fill(ordered, slabs, digests=digests)
-        return TarSummary(size=slabs.total + slabs.position, entries=len(ordered), file_digests=slabs.finish())
+        offsets = _fill(ordered, slabs, digests=digests)
+        return TarSummary(
+            size=slabs.total + slabs.position,
+            entries=len(ordered),
+            ordered=tuple(ordered),
+            offsets=tuple(offsets),
+            file_digests=slabs.finish(),
+        )
     finally:
         slabs.stop()
 
 
-def _fill(ordered: Sequence[LayerEntry], slabs: Slabs, *, digests: bool) -> None:
+def _fill(ordered: Sequence[LayerEntry], slabs: Slabs, *, digests: bool) -> list[int]:
+    offsets: list[int] = []
     make_header = HeaderWriter().header
     view, position = slabs.view, 0
     regular = Kind.FILE
@@ -332,6 +344,7 @@ def _fill(ordered: Sequence[LayerEntry], slabs: Slabs, *, digests: bool) -> None
         else:
             view[position : position + length] = header
             position += length
+        offsets.append(slabs.total + position)
         if entry.kind is not regular:
             continue
         if entry.data is not None:
@@ -374,6 +387,7 @@ def _fill(ordered: Sequence[LayerEntry], slabs: Slabs, *, digests: bool) -> None
             os.close(descriptor)
     slabs.position = position
     _put(slabs, _ZEROS)
+    return offsets
 
 
 def _open(entry: LayerEntry) -> int:

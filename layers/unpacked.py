@@ -26,7 +26,7 @@ from pybuild.errors import PybuildError
 from .active import ActiveDirectories
 from .blobs import BlobStore
 from .digest import Digest
-from .entries import Layer
+from .entries import Layer, LayerEntry
 from .layer_index import LayerIndex, LayerNotFound
 from .leases import Leases
 from .locks import lock_file
@@ -40,6 +40,7 @@ _BLOCK_LAYERS: Final = 50
 _STACKED_LAYERS: Final = 100
 _CHAINS: Final = 16
 _INDEXED_LAYERS: Final = 64
+_REMEMBERED_ENTRIES: Final = 50_000
 
 
 def _distinct(paths: Sequence[str]) -> tuple[str, ...]:
@@ -79,6 +80,7 @@ class UnpackedLayers:
         self._known: set[str] = set()
         self._found: dict[Digest, str] = {}
         self._indexed: dict[Digest, EntryLayer | None] = {}
+        self._written: dict[Digest, tuple[Sequence[LayerEntry], Sequence[int]]] = {}
         self._guard = threading.Lock()
 
     @cached_property
@@ -160,6 +162,17 @@ class UnpackedLayers:
 
         return StackView(self.sources(stack), owners=self.ownership.owners)
 
+    def remember(self, diff_id: Digest, entries: Sequence[LayerEntry], offsets: Sequence[int]) -> None:
+        """Keep what is known of a layer's tar that was just written, so that looking at it needs no reading of it."""
+        with self._guard:
+            if diff_id not in self._indexed:
+                self._written[diff_id] = (entries, offsets)
+                kept = 0
+                for known in reversed(list(self._written)):
+                    kept += len(self._written[known][0])
+                    if kept > _REMEMBERED_ENTRIES and known != diff_id:
+                        del self._written[known]
+
     def _index_of(self, diff_id: Digest) -> EntryLayer | None:
         with self._guard:
             if diff_id in self._indexed:
@@ -169,8 +182,12 @@ class UnpackedLayers:
         if self._index.tar_blob(diff_id) is None:
             return None
         from .tar_index import index_tar
+        from .tree_views import EntryLayer
 
-        found = index_tar(os.fspath(self._blobs.path(diff_id)))
+        tar = os.fspath(self._blobs.path(diff_id))
+        with self._guard:
+            written = self._written.pop(diff_id, None)
+        found = index_tar(tar) if written is None else EntryLayer(written[0], tar=tar, offsets=written[1])
         with self._guard:
             self._indexed[diff_id] = found
             while len(self._indexed) > _INDEXED_LAYERS:

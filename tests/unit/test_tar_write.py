@@ -270,4 +270,6 @@ def test_an_error_of_the_sink_reaches_the_caller(tmp_path: Path) -> None:
 
 
 def test_the_summary_counts_entries_and_bytes() -> None:
-    assert write_tar([file("a", b"x"), file("b")], lambda view: None) == TarSummary(size=2560, entries=2)
+    entries = (file("a", b"x"), file("b"))
+    expected = TarSummary(size=2560, entries=2, ordered=entries, offsets=(512, 1536))
+    assert write_tar(entries[::-1], lambda view: None) == expected
