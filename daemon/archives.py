@@ -13,15 +13,17 @@ from pybuild.builder.platforms import parse_platform
 from pybuild.errors import PybuildError, UsageError
 from pybuild.layers.archive_load import load_archive
 from pybuild.layers.compression import ReadAhead, decompressed
-from pybuild.layers.descriptor import OCI_CONFIG, OCI_LAYER, OCI_MANIFEST, Descriptor
+from pybuild.layers.descriptor import INDEX_TYPES, OCI_CONFIG, OCI_LAYER, OCI_MANIFEST, Descriptor, Platform
 from pybuild.layers.digest import Digest
 from pybuild.layers.docker_archive import write_docker_archive
 from pybuild.layers.entries import Layer
-from pybuild.layers.image import History, ImageConfig, Manifest
+from pybuild.layers.image import History, ImageConfig, Index, Manifest
+from pybuild.layers.images import ImageNotFound, StoredImage
 from pybuild.layers.layout import ExportedImage, write_layout_tar
 from pybuild.layers.store import Store
 from pybuild.layers.tar_read import TarReader
 from pybuild.registry_client.references import InvalidReference, Reference
+from pybuild.values import replace
 
 from .distribution import Compressing
 from .engine import LoadedImage, canonical_tag
@@ -31,33 +33,86 @@ if TYPE_CHECKING:
     from .engine import Engine
 
 
-def save_images(engine: Engine, names: Sequence[str], *, dest: str | None, stdout: BinaryIO, docker: bool) -> None:
-    """Write images. With a tag an image keeps that one name, with a repository all tags of it, with an ID none, as docker does."""
+def save_images(
+    engine: Engine,
+    names: Sequence[str],
+    *,
+    dest: str | None,
+    stdout: BinaryIO,
+    docker: bool,
+    platforms: Sequence[Platform] = (),
+) -> None:
+    """Write images, of indexes only ``platforms`` if there are any. With a tag an image keeps that one name, with a repository all tags
+    of it are written, with an ID it keeps none, as docker does."""
     images: dict[Digest, ExportedImage] = {}
     with engine.store.lease():
         compressing = Compressing(engine, compression="gzip", level=None, force=False)
-        for name in names:
+        for name in _with_all_tags(engine, names):
             image = engine.find_image(name)
             kept = [known for known in image.names if known == _canonical(name)]
-            descriptor = image.descriptor if docker else compressing.ready(image.descriptor)
+            narrowed = narrow(engine, image, platforms, name=name)
+            descriptor = narrowed if docker else compressing.ready(narrowed)
             before = images.get(descriptor.digest)
             known_names = (*(before.names if before else ()), *kept)
             images[descriptor.digest] = ExportedImage(descriptor, tuple(dict.fromkeys(known_names)))
-        write = write_docker_archive if docker else write_layout_tar
+
+        def write(out: BinaryIO) -> None:
+            every = list(images.values())
+            if docker:
+                here = host_platform()
+                write_docker_archive(every, out, blobs=engine.store.blobs, platform=here, skip_missing=True)
+            else:
+                write_layout_tar(every, out, blobs=engine.store.blobs, skip_missing=True)
+
         if dest is None:
-            write(list(images.values()), stdout, blobs=engine.store.blobs, skip_missing=True)
+            write(stdout)
             stdout.flush()
             return
         path = Path(dest)
         draft = path.with_name(f".{path.name}.{id(images):x}.tmp")
         try:
             with open(draft, "wb") as out:
-                write(list(images.values()), out, blobs=engine.store.blobs, skip_missing=True)
+                write(out)
             draft.replace(path)
         except OSError as error:
             raise PybuildError(f"can't write {dest}: {error.strerror}") from error
         finally:
             draft.unlink(missing_ok=True)
+
+
+def narrow(engine: Engine, image: StoredImage, platforms: Sequence[Platform], *, name: str) -> Descriptor:
+    """The manifest for the one platform, or an index of those for several; the image itself without any. Raises ImageNotFound."""
+    if not platforms or image.descriptor.media_type not in INDEX_TYPES:
+        if platforms and not any(image.choose(platform) for platform in platforms):
+            raise ImageNotFound(f"{name} for {', '.join(map(str, platforms))}")
+        return image.descriptor
+    chosen: list[Descriptor] = []
+    for platform in platforms:
+        part = image.choose(platform)
+        if part is None:
+            raise ImageNotFound(f"{name} for {platform}")
+        chosen.append(replace(part.manifest, platform=part.platform))
+    if len(chosen) == 1:
+        return replace(chosen[0], platform=None)
+    body = Index(tuple(chosen), image.descriptor.media_type).to_bytes()
+    return Descriptor(image.descriptor.media_type, engine.store.blobs.write(body), len(body))
+
+
+def _with_all_tags(engine: Engine, names: Sequence[str]) -> list[str]:
+    """``names`` with each bare repository replaced by its local tags, where it has some."""
+    out: list[str] = []
+    known = engine.store.images.names()
+    for name in names:
+        try:
+            reference = Reference.parse(name)
+        except InvalidReference:
+            out.append(name)
+            continue
+        tags = []
+        if reference.tag is None and reference.digest is None:
+            tags = [other for other in known if "@" not in other and Reference.parse(other).name == reference.name]
+        out += tags or [name]
+    return out
 
 
 def _canonical(name: str) -> str | None:
@@ -67,18 +122,23 @@ def _canonical(name: str) -> str | None:
         return None
 
 
-def load_images(engine: Engine, source: BinaryIO) -> list[LoadedImage]:
-    """Read an archive, then name what was read."""
+def load_images(engine: Engine, source: BinaryIO, *, platforms: Sequence[Platform] = ()) -> list[LoadedImage]:
+    """Read an archive, then name what was read, of indexes only ``platforms`` if there are any."""
     out: list[LoadedImage] = []
+    images = engine.store.images
     with engine.store.lease():
         for image in load_archive(source, store=engine.store):
             names = [canonical_tag(name) for name in image.names]
-            if not names:
-                stored = engine.store.images.put(None, image.descriptor)
-                out.append(LoadedImage(None, stored.id(host_platform())))
-            for name in names:
-                stored = engine.store.images.put(name, image.descriptor)
-                out.append(LoadedImage(Reference.parse(name).familiar, stored.id(host_platform())))
+            descriptor = image.descriptor
+            if platforms:
+                whole = images.put(None, descriptor)
+                descriptor = narrow(engine, whole, platforms, name=names[0] if names else str(whole.id()))
+                if descriptor.digest != whole.descriptor.digest and not whole.names:
+                    images.discard(whole)
+            for name in names or (None,):
+                stored = images.put(name, descriptor)
+                shown = None if name is None else Reference.parse(name).familiar
+                out.append(LoadedImage(shown, stored.id(host_platform())))
     return out
 
 

@@ -196,6 +196,7 @@ class Engine:
         from .image_keeper import CacheRecipes, StoreKeeper, StoreLayers
         from .image_source import StoreImageSource
         from .parts_on_demand import ExecutorOnDemand, SnapshotsOnDemand
+        from .layer_rewrites import StoreRewrites
         from .remotes_on_demand import RemotesOnDemand
         from .ssh_sockets import SshSockets
 
@@ -221,7 +222,7 @@ class Engine:
             exports=ExportParts(
                 blobs=self.store.blobs,
                 layers=layers,
-                rewrites=layers,
+                rewrites=StoreRewrites(self.store, lambda: self.snapshots),
                 snapshots=snapshots,
                 keeper=StoreKeeper(self, progress=progress, cancel=cancel),
                 owner=(os.geteuid(), os.getegid()),
@@ -308,17 +309,25 @@ class Engine:
             raise UsageError(f"no local image has the name {repository.familiar_name}")
         return found
 
-    def save_images(self, names: Sequence[str], *, dest: str | None, stdout: BinaryIO, docker: bool) -> None:
+    def save_images(
+        self,
+        names: Sequence[str],
+        *,
+        dest: str | None,
+        stdout: BinaryIO,
+        docker: bool,
+        platforms: Sequence[Platform] = (),
+    ) -> None:
         """Write images to the file ``dest`` (whole or not at all) or to ``stdout``. Raises ImageNotFound, ExportFailed."""
         from .archives import save_images
 
-        save_images(self, names, dest=dest, stdout=stdout, docker=docker)
+        save_images(self, names, dest=dest, stdout=stdout, docker=docker, platforms=platforms)
 
-    def load_images(self, source: BinaryIO) -> list[LoadedImage]:
+    def load_images(self, source: BinaryIO, *, platforms: Sequence[Platform] = ()) -> list[LoadedImage]:
         """Read images from an archive; all or none. Raises InvalidArchive and the like."""
         from .archives import load_images
 
-        return load_images(self, source)
+        return load_images(self, source, platforms=platforms)
 
     def import_image(
         self,
