@@ -34,6 +34,7 @@ from .xattrs import Ownership
 
 if TYPE_CHECKING:  # a build that finds everything in the cache looks into no layer
     from .tree_views import EntryLayer, LayerSource, StackView
+    from .unpack import Unpacked
 
 _BLOCK_LAYERS: Final = 50
 # overlayfs takes 500 (fs/overlayfs/ovl_entry.h); mounting and looking up cost more with each.
@@ -60,6 +61,10 @@ class WrongDiffId(PybuildError):
         )
         self.expected = expected
         self.found = found
+
+
+class _NotYet(Exception):
+    """A layer needs lower ones that are still on their way."""
 
 
 class UnpackedLayers:
@@ -238,13 +243,15 @@ class UnpackedLayers:
     def unpack_stream(self, stack: Sequence[Digest], stream: BinaryIO) -> Layer:
         """Unpack the topmost layer of ``stack`` from its blob's bytes as they arrive, whatever they are compressed with.
 
-        The layers below may be unpacked later, or by other threads at the same time: they are only asked for when the layer
-        does not stand alone. Returns the layer, not registered. Raises WrongDiffId (and nothing is kept), InvalidTar,
-        InvalidLayer, CorruptStream, and what ``stream`` raises.
+        The layers below are only asked for if the layer does not stand alone; if they aren't in the store yet, the layer is verified
+        all the same and left to be unpacked from its blob when it is needed. Returns the layer, not registered. Raises
+        WrongDiffId (and nothing is kept), InvalidTar, InvalidLayer, CorruptStream, and what ``stream`` raises.
         """
-        return self._apply(stack, self.chain(stack)[-1], stream, verify=True)
+        return self._apply(stack, self.chain(stack)[-1], stream, verify=True, may_wait=True)
 
-    def _apply(self, stack: Sequence[Digest], chain_id: Digest, content: BinaryIO, *, verify: bool) -> Layer:
+    def _apply(
+        self, stack: Sequence[Digest], chain_id: Digest, content: BinaryIO, *, verify: bool, may_wait: bool = False
+    ) -> Layer:
         from .decompression import ReadAhead, decompressed
         from .unpack import unpack_layer
 
@@ -262,12 +269,29 @@ class UnpackedLayers:
             target = f"{directory}/fs"
             os.mkdir(target, 0o755)
             os.chmod(target, 0o755)
+            unpacked: Unpacked | None
             with ReadAhead(decompressed(content), on_chunk=account) as stream:
-                unpacked = unpack_layer(stream, target, ownership=self.ownership, lower=lambda: self.view(stack[:-1]))
+                try:
+                    unpacked = unpack_layer(
+                        stream, target, ownership=self.ownership, lower=lambda: self._below(stack[:-1], may_wait)
+                    )
+                except _NotYet:
+                    unpacked = None
+                    while stream.next_chunk():
+                        continue
             if verify and hasher.hexdigest() != diff_id.hex:
                 raise WrongDiffId(diff_id, found=Digest(diff_id.algorithm, hasher.hexdigest()))
-            self.publish(target, diff_id if unpacked.stands_alone else chain_id)
-        return Layer(diff_id, size, empty=unpacked.entries == 0)
+            if unpacked is not None:
+                self.publish(target, diff_id if unpacked.stands_alone else chain_id)
+        return Layer(diff_id, size, empty=unpacked is not None and unpacked.entries == 0)
+
+    def _below(self, stack: Sequence[Digest], may_wait: bool) -> StackView:
+        try:
+            return self.view(stack)
+        except LayerNotFound:
+            if may_wait:
+                raise _NotYet from None
+            raise
 
     def publish(self, directory: str, name: Digest, *, part: str = "fs") -> None:
         """Move a finished directory, on the store's file system, to its place. If somebody was faster it stays where it is."""

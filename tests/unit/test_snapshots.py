@@ -266,6 +266,26 @@ def test_trailing_bytes_count_for_the_diff_id(store: Store, snapshots: SnapshotS
     assert layer == Layer(Digest.of(padded), len(padded))
 
 
+@pytest.mark.parametrize("link", [False, True])
+def test_a_layer_that_arrives_before_what_it_needs_is_verified_and_unpacked_later(
+    store: Store, snapshots: SnapshotStore, link: bool
+) -> None:
+    base, base_tar = foreign_tar((tarfile.TarInfo("d/f"), b"below"))
+    implied = tarfile.TarInfo("d/g")
+    linked = tarfile.TarInfo("h")
+    linked.type, linked.linkname = tarfile.LNKTYPE, "d/f"
+    top, top_tar = foreign_tar((linked, b"") if link else (implied, b"above"), (tarfile.TarInfo("z"), b"end"))
+    with pytest.raises(WrongDiffId):
+        snapshots.unpack_stream([base, Digest.of(b"other")], io.BytesIO(gzip.compress(top_tar)))
+    layer = snapshots.unpack_stream([base, top], io.BytesIO(gzip.compress(top_tar)))
+    assert layer == Layer(top, len(top_tar))
+    assert unpacked(store) == []
+    pulled(store, top, top_tar)
+    pulled(store, base, base_tar)
+    assert content(snapshots, [base, top], "h" if link else "d/g") == (b"below" if link else b"above")
+    assert content(snapshots, [base, top], "d/f") == b"below"
+
+
 def test_a_stream_that_breaks_leaves_nothing(store: Store, snapshots: SnapshotStore) -> None:
     diff_id, tar = foreign_tar((tarfile.TarInfo("f"), os.urandom(200_000)))
     with pytest.raises(CorruptStream):
