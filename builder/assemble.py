@@ -57,7 +57,8 @@ class BuiltImage:
     """One platform's result. ``config`` has no diff IDs yet and ``history`` new entries without a time.
 
     ``stack``: its layers; ``layer_times``: when each was made, in seconds since the epoch, None for the base's; ``base_history``: how
-    many history entries, and ``base_layers``: how many layers, come from the base image.
+    many history entries, and ``base_layers``: how many layers, come from the base image; ``layer_annotations``: of the layers'
+    descriptors, by position in ``stack``.
     """
 
     platform: Platform
@@ -67,6 +68,7 @@ class BuiltImage:
     layer_times: tuple[float | None, ...]
     base_history: int = 0
     base_layers: int = 0
+    layer_annotations: Mapping[int, Mapping[str, str]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -206,10 +208,17 @@ def write_manifest(
     data = config.to_bytes()
     config_type = OCI_CONFIG if options.oci else DOCKER_CONFIG
     descriptors = []
-    for diff_id in image.stack:
+    for position, diff_id in enumerate(image.stack):
         found = layers.blob_for(diff_id, compression=options.compression, level=options.level, force=options.force)
         descriptors.append(
-            Descriptor(layer_media_type(found.media_type, oci=options.oci), found.digest, found.size, urls=found.urls)
+            Descriptor(
+                layer_media_type(found.media_type, oci=options.oci),
+                found.digest,
+                found.size,
+                urls=found.urls,
+                # Docker's formats have none.
+                annotations=image.layer_annotations.get(position, {}) if options.oci else {},
+            )
         )
     manifest = Manifest(
         config=Descriptor(config_type, blobs.write(data), len(data)),

@@ -31,9 +31,10 @@ from .assemble import (
 from .image_names import ImageName
 from .lower import LoweredImage
 from .outputs import Output, OutputType
-from .progress import Progress, StepDone, StepStarted
+from .progress import BuildWarning, Progress, StepDone, StepStarted
 from .protocols import Snapshots
 from .request import BuildRequest
+from .reshape import LayerRewrites, dated, squashed, with_limited_times
 from .tree_export import entries_of, export_directory
 
 if TYPE_CHECKING:
@@ -68,6 +69,7 @@ class ExportParts:
 
     blobs: BlobWriter
     layers: LayerExports
+    rewrites: LayerRewrites
     snapshots: Snapshots
     keeper: ImageKeeper
     owner: tuple[int, int] = (0, 0)
@@ -120,6 +122,10 @@ class Exporters:
 
             for output in outputs:
                 check_export(output, self._attested, images=len(images))
+        if self._epoch is not None:
+            images = [dated(image, epoch=self._epoch) for image in images]
+        if self._request.squash:
+            images = [squashed(image, layers=self._parts.rewrites) for image in images]
         for output in outputs:
             match output.type:
                 case OutputType.IMAGE | OutputType.REGISTRY:
@@ -142,8 +148,8 @@ class Exporters:
             raise UsageError("tag is needed when pushing to registry", hint="add --tag HOST/NAME:TAG")
         step = self._begin("exporting to image")
         try:
-            # Kept in the local store, layers stay as they are; compressing waits for a push.
-            compression = output.compression or ("gzip" if output.push else None)
+            # Kept in the local store, layers stay as they are; compressing waits for a push. But attestations name the manifest: it is final.
+            compression = output.compression or ("gzip" if output.push or self._attested else None)
             written = self._write(output, images, names, compression=compression)
             if output.store:
                 self._parts.keeper.keep(names, written.descriptor)
@@ -173,7 +179,8 @@ class Exporters:
         step = self._begin(f"exporting to {output.type.value} image format")
         try:
             written = self._write(output, images, names, compression=output.compression or "gzip")
-            created = rfc3339(float(int(self._clock())) if self._epoch is None else float(self._epoch))
+            epoch = self._epoch_of(output)
+            created = rfc3339(float(int(self._clock())) if epoch is None else float(epoch))
             descriptor = replace(
                 written.descriptor,
                 annotations={"org.opencontainers.image.created": created, **written.descriptor.annotations},
@@ -198,15 +205,20 @@ class Exporters:
         self, output: Output, images: Sequence[BuiltImage], names: Sequence[str], *, compression: str | None
     ) -> _Written:
         oci = output.oci_media_types is not False
+        epoch = self._epoch_of(output)
         options = AssembleOptions(
             compression=compression,
             level=output.compression_level,
             force=output.force_compression,
             oci=oci,
-            epoch=self._epoch,
+            epoch=epoch,
             annotations=_merged(self._request.annotations, output),
         )
         parts = self._parts
+        if output.rewrite_timestamp and epoch is None:
+            self._progress.emit(BuildWarning("", "rewrite-timestamp is specified, but no source-date-epoch was found"))
+        elif output.rewrite_timestamp and epoch is not None:
+            images = self._limited(images, epoch)
         written = [write_manifest(image, options=options, layers=parts.layers, blobs=parts.blobs) for image in images]
         manifests = [manifest.descriptor for manifest in written]
         if self._attested:
@@ -224,6 +236,17 @@ class Exporters:
         if len(manifests) == 1:
             return _Written(manifests[0], _config_digest(written[0].config))
         return _Written(write_index(manifests, options=options, write=parts.blobs.write), None)
+
+    def _epoch_of(self, output: Output) -> int | None:
+        """SOURCE_DATE_EPOCH for an output: its own, or that of the build."""
+        own = output.source_date_epoch
+        return self._epoch if own is None else own if own >= 0 else None
+
+    def _limited(self, images: Sequence[BuiltImage], epoch: int) -> list[BuiltImage]:
+        step = self._begin(f"rewriting layers with source-date-epoch {epoch} ({rfc3339(epoch)})")
+        out = [with_limited_times(image, epoch=epoch, layers=self._parts.rewrites) for image in images]
+        self._end(step)
+        return out
 
     def _names(self, output: Output) -> tuple[str, ...]:
         given = output.names or self._request.tags
@@ -250,7 +273,7 @@ class Exporters:
             for position, image in enumerate(images):
                 where = root / _folder(image.platform) if self._split(output, images) else root
                 with self._parts.snapshots.view(image.stack) as view:
-                    export_directory(view, where, owner=self._parts.owner, epoch=self._epoch)
+                    export_directory(view, where, owner=self._parts.owner, epoch=self._epoch_of(output))
                     files = self._attestation_files(output, images, position, view)
                 if files:
                     from .export_attestations import write_files
@@ -270,11 +293,15 @@ class Exporters:
                 prefix = ""
                 if self._split(output, images):
                     prefix = _folder(image.platform) + "/"
-                    entries.append(LayerEntry(prefix.rstrip("/"), Kind.DIRECTORY, mtime_ns=(self._epoch or 0) * 10**9))
+                    entries.append(
+                        LayerEntry(prefix.rstrip("/"), Kind.DIRECTORY, mtime_ns=(self._epoch_of(output) or 0) * 10**9)
+                    )
                 with self._parts.snapshots.view(image.stack) as view:
                     files = self._attestation_files(output, images, position, view)
                     taken = {prefix + name for name in files}
-                    entries += [e for e in entries_of(view, prefix=prefix, epoch=self._epoch) if e.path not in taken]
+                    entries += [
+                        e for e in entries_of(view, prefix=prefix, epoch=self._epoch_of(output)) if e.path not in taken
+                    ]
                 time_ns = self._attestation_time() * 10**9
                 entries += [
                     LayerEntry(prefix + name, Kind.FILE, mode=0o600, mtime_ns=time_ns, size=len(data), data=data)

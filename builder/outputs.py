@@ -27,7 +27,7 @@ class Output:
     ``compression``: gzip, zstd or uncompressed, None for the default; ``compression_level``: None for the compressor's own;
     ``force_compression``: compress again what has another form; ``oci_media_types``: None for the type's default;
     ``tar``: False writes an ``oci``/``docker`` layout as a directory; ``push``, ``store``: what an image export does;
-    ``platform_split``: local/tar: a folder per platform (None: only when there are several); ``annotations``: level.key → value;
+    ``source_date_epoch``: seconds for this output, negative: none at all, None: the build's; ``platform_split``: local/tar: a folder per platform (None: only when there are several); ``annotations``: level.key → value;
     ``attestation_prefix``: of the names of attestation files in local and tar exports; ``oci_artifact``: attestations as OCI artifacts (None:
     wherever OCI media types are used); ``inline_attestations``: also those
     that are for images only make an index (None: in ``image`` and ``registry`` exports).
@@ -44,6 +44,7 @@ class Output:
     force_compression: bool = False
     oci_media_types: bool | None = None
     rewrite_timestamp: bool = False
+    source_date_epoch: int | None = None
     tar: bool = True
     platform_split: bool | None = None
     name_canonical: bool = False
@@ -147,6 +148,7 @@ def _from_values(text: str, values: dict[str, str | None], annotations: dict[str
     if level_text is not None and not level_text.lstrip("-").isdigit():
         raise UsageError(f"invalid compression-level {level_text!r}", hint="a whole number")
     dest = values.pop("dest", None)
+    epoch = _epoch(values.pop("source-date-epoch")) if "source-date-epoch" in values else None
     output = Output(
         type=output_type,
         dest=dest,
@@ -159,6 +161,7 @@ def _from_values(text: str, values: dict[str, str | None], annotations: dict[str
         force_compression=flag("force-compression", False),
         oci_media_types=optional_flag("oci-mediatypes"),
         rewrite_timestamp=flag("rewrite-timestamp", False),
+        source_date_epoch=epoch,
         tar=flag("tar", True),
         platform_split=optional_flag("platform-split"),
         name_canonical=flag("name-canonical", False),
@@ -179,6 +182,15 @@ def _from_values(text: str, values: dict[str, str | None], annotations: dict[str
     if output_type is OutputType.OCI and output.tar is False and not dest:
         raise UsageError("--output type=oci,tar=false needs dest=DIRECTORY")
     return output
+
+
+def _epoch(text: str | None) -> int:
+    """Seconds, or -1 for the empty text that means none. Raises UsageError."""
+    if not text:
+        return -1
+    if not text.isdecimal():
+        raise UsageError(f"invalid source-date-epoch: {text}", hint="whole seconds since 1970")
+    return int(text)
 
 
 def check_outputs(outputs: Sequence[Output]) -> None:

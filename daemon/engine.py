@@ -20,7 +20,7 @@ from pybuild.layers.descriptor import Descriptor, Platform
 from pybuild.layers.digest import Digest
 from pybuild.layers.images import ImageNotFound, Removal, StoredImage
 from pybuild.layers.store import Store
-from pybuild.values import dataclass
+from pybuild.values import dataclass, replace
 
 from .image_list import lookups
 from .machine import host_platform
@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from pybuild.registry_client.push import PushReport
     from pybuild.registry_client.transfers import OnTransfer
 
+    from .caches import BuildCachesHere
     from .executor import NamespaceExecutor
     from .one_shot import RunOptions
 
@@ -171,15 +172,41 @@ class Engine:
 
         with self.store.lease(), self.store.active.make() as scratch:
             cache = self.store.open_cache()
+            caches = self._caches(request, progress=progress, cancel=cancel, cache=cache)
             try:
                 parts = self._parts(request, progress=progress, cancel=cancel, cache=cache, scratch=scratch)
+                if caches is not None:
+                    parts = replace(parts, caches=caches)
                 result = build(
                     request, parts, progress=progress, cancel=cancel, stdout=stdout, on_dockerfile=on_dockerfile
                 )
             finally:
+                if caches is not None:
+                    caches.close()
                 cache.flush()
         self._keep_within_policy()
         return result
+
+    def _caches(
+        self, request: BuildRequest, *, progress: Progress, cancel: threading.Event, cache: CacheSession
+    ) -> BuildCachesHere | None:
+        """The caches elsewhere that the request names. Raises UsageError."""
+        inline = request.build_args.get("BUILDKIT_INLINE_CACHE", "").lower() in ("1", "true")
+        named = (request.cache_from, request.cache_to, request.cache_repo)
+        if not (any(named) or inline or request.cache_mounts_from or request.cache_mounts_to):
+            return None
+        from .caches import open_caches
+
+        return open_caches(
+            request,
+            inline=inline,
+            store=self.store,
+            snapshots=self.snapshots,
+            cache=cache,
+            registries=self.registries,
+            progress=progress,
+            cancel=cancel,
+        )
 
     def _parts(
         self,
