@@ -21,6 +21,7 @@ from pybuild.parser.errors import DockerfileError, DockerfileSyntaxError
 from pybuild.values import dataclass, field, replace
 
 from .assemble import BuiltImage
+from .cache_build import BuildCaches, wants_files
 from .check_rules import CheckSettings
 from .checks import CheckOptions, findings_before, findings_of_build
 from .contexts import ContextKind, ContextRemotes, OpenedContext, open_context
@@ -38,7 +39,7 @@ from .protocols import CacheIndex, Executor, ImageSource, Snapshots
 from .recording import BuildStore, Recording, previous_steps, subject_of
 from .request import BuildRequest, GraphDefinition, SshSource
 from .solver import Result, Solver
-from .solver_steps import Step
+from .solver_steps import Step, StepReport
 from .source_date_epoch import EpochSource
 from .why import Explainer
 
@@ -73,7 +74,7 @@ class BuildParts:
     """The concrete parts that a build runs on. ``preload`` loads what the stat index knows
     below a directory; ``platform``: this machine's; ``scratch``: a directory for unpacked contexts; ``clock``
     gives seconds since the epoch; ``entitlements``: what the configuration permits; ``nonce``: a text that was never given before;
-    ``provenance_environment``: what the configuration adds to provenance."""
+    ``provenance_environment``: what the configuration adds to provenance; ``caches``: those that lie elsewhere, None without any."""
 
     executor: Executor
     snapshots: Snapshots
@@ -94,6 +95,7 @@ class BuildParts:
     max_parallelism: int
     entitlements: frozenset[str]
     provenance_environment: Mapping[str, Any] = field(default_factory=dict)  # Any: JSON from the configuration
+    caches: BuildCaches | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,6 +178,7 @@ class _Build:
         self._steps = _Steps(progress, parts.clock)
         self._warnings: dict[tuple[str, str, tuple[int, int] | None], BuildWarning] = {}
         self._dockerfile: Dockerfile | None = None
+        self._reports: Sequence[StepReport] = ()
         self._settings = CheckSettings()
 
     def run(self) -> BuildResult:
@@ -217,9 +220,11 @@ class _Build:
         sockets = stack.enter_context(parts.ssh.serve(request.ssh)) if request.ssh else {}
         attester = self._attester()
         scans = [] if attester is None or attester.choice is None else self._scans(attester, plan.lowered)
-        results, steps = self._solve(plan, scans, sockets)
-        images = tuple(self._built(each, results[each.vertex]) for each in plan.lowered)
         outputs = request.outputs or (Output(type=OutputType.IMAGE),)
+        results, steps = self._solve(plan, scans, sockets, files=wants_files(outputs))
+        images = tuple(self._built(each, results[each.vertex]) for each in plan.lowered)
+        caching = _Caching(parts.caches, plan.lowered, results, self._reports)
+        images = caching.with_inline(images)
         attested = None
         if attester is not None:
             attested = attester.attest(
@@ -239,6 +244,7 @@ class _Build:
             attested=() if attested is None else attested.of_images,
         )
         report = exporters.run(outputs, images, stdout=self._stdout)
+        caching.export()
         metadata = {**report.metadata, **({} if attested is None else attested.metadata)}
         warnings = tuple(self._warnings.values())
         if warnings:
@@ -418,7 +424,7 @@ class _Build:
     # --- running -----------------------------------------------------------------------------------------------------
 
     def _solve(
-        self, plan: _Plan, scans: Sequence[Vertex], sockets: Mapping[str, str]
+        self, plan: _Plan, scans: Sequence[Vertex], sockets: Mapping[str, str], *, files: bool
     ) -> tuple[dict[Vertex, Result], dict[Vertex, Step]]:
         """Solve the results and the scans of them; returns the results, and the step that each vertex was."""
         request, parts = self._request, self._parts
@@ -442,17 +448,23 @@ class _Build:
             cancel=self._cancel,
             clock=parts.clock,
             explain=Explainer(
-                lambda: previous_steps(parts.builds, self._recording.subject),
+                lambda: (
+                    previous_steps(parts.builds, self._recording.subject)
+                    or ([] if parts.caches is None else parts.caches.previous_steps())
+                ),
                 recipe_of=parts.recipes.recipe_of,
                 evicted=parts.recipes.evicted,
             ),
             require_cache=request.require_cache,
             preload=parts.preload,
+            remote_cache=parts.caches,
+            before_running=None if parts.caches is None else parts.caches.before_running,
         ) as solver:
             try:
-                solved = solver.solve(targets)
+                solved = solver.solve(targets, files=files)
             finally:
                 self._recording.add(solver.reports)
+                self._reports = solver.reports
         return solved, solver.steps
 
     def _secrets(self) -> dict[str, bytes]:
@@ -480,6 +492,33 @@ class _Build:
             base_history=lowered.base_history,
             base_layers=lowered.base_layers,
         )
+
+
+@dataclass(slots=True)
+class _Caching:
+    """What a solved build gives to caches elsewhere."""
+
+    caches: BuildCaches | None
+    lowered: Sequence[LoweredImage]
+    solved: Mapping[Vertex, Result]
+    reports: Sequence[StepReport]
+
+    @property
+    def _results(self) -> list[Result]:
+        return [self.solved[each.vertex] for each in self.lowered]
+
+    @property
+    def _bases(self) -> list[tuple[Digest, ...]]:
+        return [image.config.diff_ids for each in self.lowered for image in each.images]
+
+    def with_inline(self, images: tuple[BuiltImage, ...]) -> tuple[BuiltImage, ...]:
+        if self.caches is None:
+            return images
+        return self.caches.with_inline(images, self._results, reports=self.reports, bases=self._bases)
+
+    def export(self) -> None:
+        if self.caches is not None:
+            self.caches.export(reports=self.reports, results=self._results, bases=self._bases)
 
 
 def _warning_json(warning: BuildWarning, dockerfile: Dockerfile | None) -> dict[str, Any]:  # Any: the JSON edge

@@ -74,7 +74,9 @@ class CacheBundle:
 # --- writing ----------------------------------------------------------------------------------------------------------
 
 
-def bundle_json(bundle: CacheBundle, *, blobs: bool = True, recipes: bool = True) -> dict[str, Any]:  # Any: the JSON edge
+def bundle_json(
+    bundle: CacheBundle, *, blobs: bool = True, recipes: bool = True
+) -> dict[str, Any]:  # Any: the JSON edge
     """The document. ``blobs``: with the layers' descriptors; ``recipes``: with the steps' recipes."""
     positions: dict[tuple[Digest, ...], int] = {}
     stacks: list[list[int | str]] = []

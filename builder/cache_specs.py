@@ -193,12 +193,11 @@ def parse_cache_from(text: str) -> CacheSource:
             found = CacheSource(kind, ref=ref)
         case CacheType.LOCAL:
             path = values.need(values.take("src"), what="src=DIRECTORY")
-            found = CacheSource(
-                kind, path=path, tag=values.take("tag", default="latest"), digest=values.take("digest")
-            )
+            found = CacheSource(kind, path=path, tag=values.take("tag", default="latest"), digest=values.take("digest"))
         case CacheType.INLINE:
             raise UsageError(
-                "type=inline can't be imported from as such", hint="name the image: --cache-from type=registry,ref=IMAGE"
+                "type=inline can't be imported from as such",
+                hint="name the image: --cache-from type=registry,ref=IMAGE",
             )
         case CacheType.S3:
             found = CacheSource(kind, bucket=_bucket(values))

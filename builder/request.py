@@ -86,6 +86,9 @@ class BuildRequest:
     proxies: Mapping[str, str] = field(default_factory=dict)
     cache_from: tuple[str, ...] = ()
     cache_to: tuple[str, ...] = ()
+    cache_repo: tuple[str, ...] = ()
+    cache_mounts_from: tuple[str, ...] = ()
+    cache_mounts_to: tuple[str, ...] = ()
     provenance: Mapping[str, str] | None = None
     sbom: Mapping[str, str] | None = None
     require_cache: bool = False

@@ -80,6 +80,11 @@ class CacheIndex:
             )
             connection.execute("DELETE FROM cache_evicted WHERE key = ?", (record.key,))
 
+    def aliases(self, key: str) -> tuple[str, ...]:
+        """Further keys that lead to the record of ``key``, sorted."""
+        rows = self._database.query("SELECT alias FROM cache_alias WHERE key = ? ORDER BY alias", (key,))
+        return tuple(row[0] for row in rows)
+
     @contextmanager
     def lock(self, key: str, *, cancel: threading.Event | None = None) -> Iterator[None]:
         """Hold the right to run the step of ``key``, among all threads and processes that share the store. It ends with the process.

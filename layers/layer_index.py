@@ -53,9 +53,11 @@ class LayerIndex:
         self._present: set[Digest] = set()
         self._present_epoch: int | None = None
 
-    def register(self, layer: Layer, *, description: str = "", blob: LayerBlob | None = None) -> None:
+    def register(
+        self, layer: Layer, *, description: str = "", blob: LayerBlob | None = None, created: float | None = None
+    ) -> None:
         """Remember a layer and the blob that holds it: ``blob``, or the uncompressed tar that is stored under the diff ID if there is
-        one. ``description``: what made it, for people. Idempotent."""
+        one. ``description``: what made it, for people; ``created``: when, in seconds since the epoch, if not just now. Idempotent."""
         # gc may be forgetting this very layer, whose bytes were lost or just went.
         with self._leases.shared():
             if blob is None and self._blobs.touch(layer.diff_id):
@@ -65,7 +67,13 @@ class LayerIndex:
                 connection.execute(
                     "INSERT INTO layer VALUES (?, ?, ?, ?, ?) ON CONFLICT (diff_id) DO UPDATE SET"
                     " description = CASE WHEN description = '' THEN excluded.description ELSE description END",
-                    (str(layer.diff_id), layer.size, int(layer.empty), storable(description), now),
+                    (
+                        str(layer.diff_id),
+                        layer.size,
+                        int(layer.empty),
+                        storable(description),
+                        now if created is None else created,
+                    ),
                 )
                 if blob is not None:
                     self._insert(layer.diff_id, blob, now)

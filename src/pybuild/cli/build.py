@@ -94,6 +94,27 @@ def add_build_options(out: Parser) -> None:
         help="export cache: type=registry|local|inline|s3,mode=min|max,…",
     )
     out.add_argument(
+        "--cache-repo",
+        action=many,
+        default=[],
+        metavar="REPOSITORY",
+        help="a repository that gets each step as it ends, and is asked for what is missing here",
+    )
+    out.add_argument(
+        "--cache-mounts-from",
+        action=many,
+        default=[],
+        metavar="REF|DIR",
+        help="fill cache mounts that are empty: REF or DIR[,id=ID]",
+    )
+    out.add_argument(
+        "--cache-mounts-to",
+        action=many,
+        default=[],
+        metavar="REF|DIR",
+        help="keep the cache mounts of the steps that ran: REF or DIR[,id=ID][,max-size=SIZE]",
+    )
+    out.add_argument(
         "--secret",
         action=many,
         default=[],
@@ -307,6 +328,9 @@ def request_from(options: argparse.Namespace, variables: Mapping[str, str]) -> B
         proxies=_proxies(variables, build_args),
         cache_from=tuple(options.cache_from),
         cache_to=tuple(options.cache_to),
+        cache_repo=tuple(options.cache_repo),
+        cache_mounts_from=tuple(options.cache_mounts_from),
+        cache_mounts_to=tuple(options.cache_mounts_to),
         provenance=provenance,
         sbom=sbom,
         metadata_provenance=told,
@@ -315,6 +339,24 @@ def request_from(options: argparse.Namespace, variables: Mapping[str, str]) -> B
         squash=options.squash,
         on_error=options.on_error,
     )
+
+
+def _check_caches(options: argparse.Namespace) -> None:
+    """Refuse cache options that can't be understood before anything is done. Raises UsageError."""
+    given = (options.cache_from, options.cache_to, options.cache_repo)
+    if not any((*given, options.cache_mounts_from, options.cache_mounts_to)):
+        return
+    from pybuild.builder.cache_specs import parse_cache_from, parse_cache_repo, parse_cache_to, parse_mounts_place
+
+    for parse, texts in zip((parse_cache_from, parse_cache_to, parse_cache_repo), given):
+        for text in texts:
+            parse(text)
+    for option, texts in (
+        ("--cache-mounts-from", options.cache_mounts_from),
+        ("--cache-mounts-to", options.cache_mounts_to),
+    ):
+        for text in texts:
+            parse_mounts_place(text, option=option)
 
 
 def _pushing(outputs: list[Output]) -> list[Output]:

@@ -1,0 +1,45 @@
+"""What a build asks of the caches that lie elsewhere, besides looking up and bringing. Satisfied by ``daemon/caches.py``."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+from pybuild.layers.digest import Digest
+
+from .assemble import BuiltImage
+from .outputs import Output, OutputType
+from .solver_remote import RemoteCache
+from .solver_steps import Result, Step, StepReport
+from .why import PreviousStep
+
+
+class BuildCaches(RemoteCache, Protocol):
+    """The caches of one build."""
+
+    def previous_steps(self) -> Sequence[PreviousStep]:
+        """The steps of the builds that the caches come from: for explaining misses where nothing was built yet."""
+
+    def before_running(self, steps: Sequence[Step]) -> None:
+        """These steps are about to run: cache mounts that they use are filled, where they are empty and a source has them."""
+
+    def with_inline(
+        self,
+        images: Sequence[BuiltImage],
+        results: Sequence[Result],
+        *,
+        reports: Sequence[StepReport],
+        bases: Sequence[tuple[Digest, ...]],
+    ) -> tuple[BuiltImage, ...]:
+        """The images with their cache in their configurations, if that was asked for; else as they are. ``bases``: the stacks of base
+        images."""
+
+    def export(
+        self, *, reports: Sequence[StepReport], results: Sequence[Result], bases: Sequence[tuple[Digest, ...]]
+    ) -> None:
+        """Send the steps to where the build was told to. Raises PybuildError only where failing was asked for."""
+
+
+def wants_files(outputs: Sequence[Output]) -> bool:
+    """Whether the outputs need the results' layers in this store."""
+    return any(output.type is not OutputType.CACHE_ONLY for output in outputs)
