@@ -125,6 +125,11 @@ class Engine:
         finally:
             registries.close()
 
+    def reload(self, settings: Settings) -> None:
+        """Use other settings from now on; what runs goes on with those it began with."""
+        self.settings = settings
+        self.registries = self.registries.with_settings(settings)
+
     # --- parts -------------------------------------------------------------------------------------------------------
 
     @property

@@ -82,8 +82,15 @@ class Registries:
 
     def acting_for(self, credentials: Credentials) -> Registries:
         """The same registries as somebody else sees them; to be closed by the caller."""
+        return self._changed(self._settings, credentials)
+
+    def with_settings(self, settings: Settings) -> Registries:
+        """Registries with other settings; to be closed by the caller."""
+        return self._changed(settings, self._credentials)
+
+    def _changed(self, settings: Settings, credentials: Credentials | None) -> Registries:
         return Registries(
-            self._settings,
+            settings,
             docker_config=self._docker_config,
             variables=self._variables,
             user_agent=self._user_agent,
