@@ -7,15 +7,17 @@ they are asked is the business of whoever satisfies ``RemoteCache``; nothing of 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from pybuild.layers.digest import Digest
 from pybuild.layers.entries import CacheRecord
 
 from .cache_format import CachedStep
 from .protocols import CacheIndex, Snapshots
-from .solver_run import StepRunner
 from .solver_steps import Step
+
+if TYPE_CHECKING:
+    from .solver_run import StepRunner
 
 
 class RemoteCache(Protocol):

@@ -1,13 +1,14 @@
 """``dataclass`` for classes whose methods are made when they are first needed. Imported by all folders; imports none.
 
 The standard decorator compiles every method of every class at import: with some hundred value classes that was half of the time of
-a cached build. This one makes the slots at once and compiles a class's methods together when its first object is made; most
-classes never are in one command. A type checker sees the standard decorator: what is written is ordinary dataclass code, with the
+a cached build. This one makes the slots at once and a class's methods together when its first object is made; most classes never are in one
+command. Nothing but ``__init__`` is compiled, and that once for all classes whose fields are alike. A type checker sees the standard decorator: what is written is ordinary dataclass code, with the
 options that the project uses (``slots=True`` always; ``frozen``, ``eq``, ``order``, ``kw_only``).
 """
 
 from __future__ import annotations
 
+import operator
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -121,63 +122,119 @@ else:
         if made is None:
             return
         every = cls.__dict__[_MARK]
-        scope = {"_MISSING": _MISSING, "_cls": cls}
-        source = []
+        functions = {"__repr__": _represent}
         if "__init__" in made:
-            source.append(_init_source(cls, every, scope))
-        compared = [f"self.{name}" for name, one in every.items() if one.compare]
-        others = [f"other.{name}" for name, one in every.items() if one.compare]
-        hashed = [f"self.{name}" for name, one in every.items() if (one.compare if one.hash is None else one.hash)]
-        for name, operator in (("__eq__", "=="), ("__lt__", "<"), ("__le__", "<="), ("__gt__", ">"), ("__ge__", ">=")):
+            functions["__init__"] = _initializer(cls, every)
+        compared = _getter([name for name, one in every.items() if one.compare])
+        for name, operator in _OPERATORS.items():
             if name in made:
-                source.append(
-                    f"def {name}(self, other):\n"
-                    f"    if other.__class__ is not self.__class__: return NotImplemented\n"
-                    f"    return {_tuple(compared)} {operator} {_tuple(others)}\n"
-                )
+                functions[name] = _comparison(operator, compared)
         if "__hash__" in made:
-            source.append(f"def __hash__(self):\n    return hash({_tuple(hashed)})\n")
-        exec("".join(source), scope)
+            hashed = [name for name, one in every.items() if (one.compare if one.hash is None else one.hash)]
+            functions["__hash__"] = _hashing(_getter(hashed))
         for name in made:
-            function = _represent if name == "__repr__" else scope[name]
+            function = functions[name]
             if name != "__repr__":
+                function.__name__ = name
                 function.__qualname__ = f"{cls.__qualname__}.{name}"
                 function.__module__ = cls.__module__
             setattr(cls, name, function)
         _pending.pop(cls, None)
 
-    def _tuple(parts):
-        return f"({', '.join(parts)}{',' if parts else ''})"
+    _OPERATORS = {
+        "__eq__": operator.eq,
+        "__lt__": operator.lt,
+        "__le__": operator.le,
+        "__gt__": operator.gt,
+        "__ge__": operator.ge,
+    }
 
-    def _init_source(cls, every, scope):
-        positional, keyword, body = [], [], []
-        for name, one in every.items():
-            slot = f"_set_{name}"
-            scope[slot] = next(
+    def _getter(names):
+        return operator.attrgetter(*names) if names else lambda value: ()
+
+    def _comparison(compare, get):
+        def method(self, other):
+            if other.__class__ is not self.__class__:
+                return NotImplemented
+            return compare(get(self), get(other))
+
+        return method
+
+    def _hashing(get):
+        def method(self):
+            return hash(get(self))
+
+        return method
+
+    def _initializer(cls, every):
+        """``__init__``. Its code depends on the sorts of the fields alone, not on their names: it is compiled once for each sequence of sorts."""
+        scope = {"missing": _MISSING}
+        sorts, names, keywords, defaults, keyword_defaults = [], [], [], [], {}
+        for number, (name, one) in enumerate(every.items()):
+            scope[f"set{number}"] = next(
                 base.__dict__[name]
                 for base in cls.__mro__
                 if name in base.__dict__ and name in base.__dict__.get("__slots__", ())
             ).__set__
-            value = name
+            default = one.default
             if one.default_factory is not _MISSING:
-                scope[f"_make_{name}"] = one.default_factory
-                value = f"_make_{name}() if {name} is _MISSING else {name}" if one.init else f"_make_{name}()"
-                parameter = f"{name}=_MISSING"
-            elif one.default is not _MISSING:
-                scope[f"_default_{name}"] = one.default
-                parameter = f"{name}=_default_{name}"
-                value = name if one.init else f"_default_{name}"
-            else:
-                parameter = name
-            if one.init:
-                (keyword if one.kw_only else positional).append(parameter)
-            elif value == name:
+                scope[f"make{number}"] = one.default_factory
+            if not one.init:
+                if one.default_factory is not _MISSING:
+                    sorts.append("made")
+                elif default is not _MISSING:
+                    scope[f"make{number}"] = lambda default=default: default
+                    sorts.append("made")
+                else:
+                    sorts.append("unset")
                 continue
-            body.append(f"    {slot}(self, {value})\n")
+            sort = "keyword" if one.kw_only else "positional"
+            sorts.append(f"{sort} or made" if one.default_factory is not _MISSING else sort)
+            if one.kw_only:
+                keywords.append(name)
+                if default is not _MISSING or one.default_factory is not _MISSING:
+                    keyword_defaults[name] = default
+            else:
+                names.append(name)
+                if default is not _MISSING or one.default_factory is not _MISSING:
+                    defaults.append(default)
+                elif defaults:
+                    raise TypeError(f"non-default argument {name!r} of {cls.__qualname__} follows default argument")
         if hasattr(cls, "__post_init__"):
-            body.append("    self.__post_init__()\n")
-        parameters = ["self", *positional, *(["*", *keyword] if keyword else [])]
-        return f"def __init__({', '.join(parameters)}):\n{''.join(body) or '    pass'}\n"
+            sorts.append("then more")
+        shape = tuple(sorts)
+        code = _shapes.get(shape)
+        if code is None:
+            code = _shapes[shape] = _compiled(shape)
+        code = code.replace(co_varnames=("self", *names, *keywords))
+        function = _FunctionType(code, scope, "__init__", tuple(defaults))
+        function.__kwdefaults__ = keyword_defaults
+        return function
+
+    _FunctionType = type(_getter)
+    _shapes = {}
+
+    def _compiled(shape):
+        """The code of an ``__init__`` for fields of these sorts, whose parameters are yet to be named."""
+        positional, keyword, body = ["self"], [], []
+        for number, sort in enumerate(shape):
+            match sort:
+                case "positional" | "keyword":
+                    body.append(f"    set{number}(self, p{number})\n")
+                case "positional or made" | "keyword or made":
+                    body.append(f"    set{number}(self, make{number}() if p{number} is missing else p{number})\n")
+                case "made":
+                    body.append(f"    set{number}(self, make{number}())\n")
+                case "then more":
+                    body.append("    self.__post_init__()\n")
+            if sort.startswith("positional"):
+                positional.append(f"p{number}")
+            elif sort.startswith("keyword"):
+                keyword.append(f"p{number}")
+        parameters = [*positional, *(["*", *keyword] if keyword else [])]
+        scope = {}
+        exec(f"def __init__({', '.join(parameters)}):\n{''.join(body) or '    pass'}\n", scope)
+        return scope["__init__"].__code__
 
     def _represent(self):
         shown = (f"{name}={getattr(self, name)!r}" for name, one in getattr(type(self), _MARK).items() if one.repr)
