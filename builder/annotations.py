@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 
 from pybuild.errors import UsageError
 from pybuild.layers.descriptor import Platform
+from pybuild.values import pattern
 
 from .assemble import Annotations
 from .platforms import parse_platform
 
 _LEVELS = ("index", "manifest", "index-descriptor", "manifest-descriptor")
-_TYPE = re.compile(r"(?P<level>[a-z-]+)(?:\[(?P<platform>[A-Za-z0-9_/.-]+)\])?\Z")
+_TYPE = pattern(r"(?P<level>[a-z-]+)(?:\[(?P<platform>[A-Za-z0-9_/.-]+)\])?\Z")
 
 
 def annotations_from(given: Sequence[str], *, default: Platform) -> Annotations:

@@ -14,13 +14,13 @@ from pybuild.errors import PybuildError
 from pybuild.parser.ast import Instruction
 from pybuild.parser.dockerfile import Dockerfile
 from pybuild.parser.go_text import parse_bool, quote
-from pybuild.values import dataclass
+from pybuild.values import dataclass, pattern
 
 from .progress import BuildWarning
 
 CHECK_ARGUMENT: Final = "BUILDKIT_DOCKERFILE_CHECK"
 _PAGES: Final = "https://docs.docker.com/go/dockerfile/rule/"
-_COMMENT: Final = re.compile(r"check\s*=\s*(\S+)", re.IGNORECASE)
+_COMMENT: Final = pattern(r"check\s*=\s*(\S+)", re.IGNORECASE)
 _OPTION_LIMIT: Final = 3
 
 

@@ -35,6 +35,7 @@ from pybuild.parser.expand import Expansion, expand_heredoc, expand_words
 from pybuild.parser.go_text import quote
 from pybuild.parser.patterns import clean_path
 from pybuild.parser.suggest import closest
+from pybuild.values import pattern
 
 from .check_findings import Findings
 from .git_reference import InvalidGitReference, parse_git_reference
@@ -42,10 +43,10 @@ from .platforms import format_platform, normalize_platform, same_machine
 from .stage_facts import StageFacts, StageWalk
 from .stages import StageNode
 
-_SECRET: Final = re.compile(
+_SECRET: Final = pattern(
     r"(?:_|^)(?:apikey|auth|credential|credentials|key|password|pword|passwd|secret|token)(?:_|$)", re.IGNORECASE
 )
-_NO_SECRET: Final = re.compile(r"(?:_|^)(?:public|file|version)(?:_|$)", re.IGNORECASE)
+_NO_SECRET: Final = pattern(r"(?:_|^)(?:public|file|version)(?:_|$)", re.IGNORECASE)
 _ALL_PATTERNS: Final = frozenset({"*", "**", "**/*"})
 
 

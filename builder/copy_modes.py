@@ -10,7 +10,7 @@ from functools import lru_cache
 from typing import Final
 
 from pybuild.errors import PybuildError
-from pybuild.values import dataclass
+from pybuild.values import dataclass, pattern
 
 _USER: Final = 0o4700
 _GROUP: Final = 0o2070
@@ -20,8 +20,8 @@ _STICKY: Final = 0o1000
 _SPECIAL: Final = 0o6000
 _PERMISSIONS: Final = {"r": 0o444, "w": 0o222, "x": 0o111}
 _SHIFTS: Final = {"u": 6, "g": 3, "o": 0}
-_CLAUSE: Final = re.compile(r"(?P<who>[augo]*)(?P<actions>(?:[-+=][rwxXstugo]*)+)\Z")
-_ACTION: Final = re.compile(r"([-+=])([rwxXstugo]*)")
+_CLAUSE: Final = pattern(r"(?P<who>[augo]*)(?P<actions>(?:[-+=][rwxXstugo]*)+)\Z")
+_ACTION: Final = pattern(r"([-+=])([rwxXstugo]*)")
 
 
 class InvalidMode(PybuildError):

@@ -12,14 +12,14 @@ from typing import Final
 from urllib.parse import parse_qs, unquote, urlsplit, urlunsplit
 
 from pybuild.errors import PybuildError
-from pybuild.values import dataclass, replace
+from pybuild.values import dataclass, pattern, replace
 
-_SCHEME: Final = re.compile(r"[a-zA-Z0-9]+://")
-_SCP: Final = re.compile(r"([a-zA-Z0-9-_]+)@([a-zA-Z0-9-.]+):(.*?)(?:\?(.*?))?(?:#(.*))?\Z", re.DOTALL)
+_SCHEME: Final = pattern(r"[a-zA-Z0-9]+://")
+_SCP: Final = pattern(r"([a-zA-Z0-9-_]+)@([a-zA-Z0-9-.]+):(.*?)(?:\?(.*?))?(?:#(.*))?\Z", re.DOTALL)
 _TRUE: Final = frozenset({"1", "t", "T", "TRUE", "true", "True"})
 _FALSE: Final = frozenset({"0", "f", "F", "FALSE", "false", "False"})
 _FLAGS: Final = frozenset({"submodules", "keep-git-dir", "fetch-by-commit"})
-_COMMIT: Final = re.compile(r"(?:[0-9a-f]{40}|[0-9a-f]{64})\Z")
+_COMMIT: Final = pattern(r"(?:[0-9a-f]{40}|[0-9a-f]{64})\Z")
 
 
 class InvalidGitReference(PybuildError):

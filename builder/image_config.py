@@ -7,20 +7,19 @@ Expects expanded text; makes no history and no vertex.
 from __future__ import annotations
 
 import posixpath
-import re
 from collections.abc import Iterable, Mapping
 from typing import Final
 
 from pybuild.layers.descriptor import Platform
 from pybuild.layers.image import DEFAULT_PATH, HealthCheck, ImageConfig
 from pybuild.parser.ast import Command, ExecForm, Healthcheck, ShellForm
-from pybuild.values import replace
+from pybuild.values import pattern, replace
 
 from .platforms import normalize_platform, same_machine
 
 _SHELL: Final = ("/bin/sh", "-c")
 _WINDOWS_SHELL: Final = ("cmd", "/S", "/C")
-_SYSTEM_DRIVE: Final = re.compile(r"[cC]:")
+_SYSTEM_DRIVE: Final = pattern(r"[cC]:")
 
 
 def scratch_config(platform: Platform) -> ImageConfig:

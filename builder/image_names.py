@@ -10,15 +10,15 @@ import re
 from typing import Final
 
 from pybuild.errors import PybuildError
-from pybuild.values import dataclass, replace
+from pybuild.values import dataclass, pattern, replace
 
 _COMPONENT: Final = r"[a-z0-9]+(?:(?:[._]|__|-+)[a-z0-9]+)*"
 _HOST_PART: Final = r"(?:[a-zA-Z0-9]|[a-zA-Z0-9][a-zA-Z0-9-]*[a-zA-Z0-9])"
-_HOST: Final = re.compile(rf"(?:{_HOST_PART}(?:\.{_HOST_PART})*|\[[a-fA-F0-9:]+\])(?::[0-9]+)?\Z")
-_PATH: Final = re.compile(rf"{_COMPONENT}(?:/{_COMPONENT})*\Z")
-_TAG: Final = re.compile(r"\w[\w.-]{0,127}\Z", re.ASCII)
-_DIGEST: Final = re.compile(r"[A-Za-z][A-Za-z0-9]*(?:[-_+.][A-Za-z][A-Za-z0-9]*)*:[0-9a-fA-F]{32,}\Z")
-_IDENTIFIER: Final = re.compile(r"[a-f0-9]{64}\Z")
+_HOST: Final = pattern(rf"(?:{_HOST_PART}(?:\.{_HOST_PART})*|\[[a-fA-F0-9:]+\])(?::[0-9]+)?\Z")
+_PATH: Final = pattern(rf"{_COMPONENT}(?:/{_COMPONENT})*\Z")
+_TAG: Final = pattern(r"\w[\w.-]{0,127}\Z", re.ASCII)
+_DIGEST: Final = pattern(r"[A-Za-z][A-Za-z0-9]*(?:[-_+.][A-Za-z][A-Za-z0-9]*)*:[0-9a-fA-F]{32,}\Z")
+_IDENTIFIER: Final = pattern(r"[a-f0-9]{64}\Z")
 _NAME_LIMIT: Final = 255
 
 

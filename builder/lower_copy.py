@@ -7,7 +7,6 @@ their own.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
 from typing import Final
 from urllib.parse import unquote, urlsplit
@@ -17,7 +16,7 @@ from pybuild.layers.digest import Digest
 from pybuild.parser.ast import Add, Copy, Heredoc, Word
 from pybuild.parser.errors import DockerfileError
 from pybuild.parser.expand import expand_heredoc
-from pybuild.values import dataclass, replace
+from pybuild.values import dataclass, pattern, replace
 
 from .copy_modes import InvalidMode, parse_mode
 from .git_reference import GitReference, InvalidGitReference, parse_git_reference
@@ -25,7 +24,7 @@ from .graph import FileCopy, GitSource, HttpSource, InlineFile, Merge, Note, Scr
 from .image_config import clean_path, resolve_destination, to_slashes
 from .stage_state import StageState
 
-_GLOB: Final = re.compile(r"([*?\[\\])")
+_GLOB: Final = pattern(r"([*?\[\\])")
 
 
 @dataclass(frozen=True, slots=True)

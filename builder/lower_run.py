@@ -11,6 +11,7 @@ from typing import Final
 
 from pybuild.parser.ast import ExecForm, Heredoc, Run, ShellForm
 from pybuild.parser.errors import DockerfileError
+from pybuild.values import pattern
 
 from .graph import Exec, InlineFile, Mount, Network, SecretMount, Security, SshMount, Vertex
 from .history import run_text
@@ -20,7 +21,7 @@ from .stage_state import StageState
 from .stages import Command
 from .titles import SECRET_MASK, display_text, summarize_heredoc
 
-_HEREDOC_WORD: Final = re.compile(r"\d*<<-?\s*(.*)\Z", re.DOTALL)
+_HEREDOC_WORD: Final = pattern(r"\d*<<-?\s*(.*)\Z", re.DOTALL)
 _SCRIPTS: Final = "/dev/pipes/"
 
 

@@ -11,10 +11,10 @@ from typing import Final
 
 from pybuild.errors import PybuildError
 from pybuild.layers.descriptor import Platform
-from pybuild.values import replace
+from pybuild.values import pattern, replace
 
-_COMPONENT: Final = re.compile(r"[A-Za-z0-9_.-]+\Z")
-_OS: Final = re.compile(r"([A-Za-z0-9_-]+)(?:\(([A-Za-z0-9_.%-]*)((?:\+[A-Za-z0-9_.%-]+)*)\))?\Z")
+_COMPONENT: Final = pattern(r"[A-Za-z0-9_.-]+\Z")
+_OS: Final = pattern(r"([A-Za-z0-9_-]+)(?:\(([A-Za-z0-9_.%-]*)((?:\+[A-Za-z0-9_.%-]+)*)\))?\Z")
 _SYSTEMS: Final = frozenset(
     {
         "aix",

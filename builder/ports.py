@@ -7,13 +7,13 @@ BuildKit does, and reported by the build checks.
 from __future__ import annotations
 
 import ipaddress
-import re
 from collections.abc import Iterable
 from typing import Final
 
 from pybuild.errors import PybuildError
+from pybuild.values import pattern
 
-_NUMBER: Final = re.compile(r"[+-]?[0-9]+\Z")
+_NUMBER: Final = pattern(r"[+-]?[0-9]+\Z")
 _HIGHEST: Final = 65535
 
 

@@ -14,7 +14,7 @@ from pybuild.parser.ast import Mount as MountSyntax
 from pybuild.parser.ast import Word
 from pybuild.parser.errors import DockerfileError
 from pybuild.parser.suggest import did_you_mean
-from pybuild.values import dataclass
+from pybuild.values import dataclass, pattern
 
 from .graph import BindMount, CacheMount, CacheSharing, Mount, SecretMount, SshMount, TmpfsMount
 from .image_config import clean_path
@@ -28,7 +28,7 @@ _KEYS: Final = (
 _ALIASES: Final = {"src": "source", "dst": "target", "destination": "target", "ro": "readonly", "rw": "readwrite"}
 _TRUE: Final = frozenset({"1", "t", "T", "TRUE", "true", "True"})
 _FALSE: Final = frozenset({"0", "f", "F", "FALSE", "false", "False"})
-_SIZE: Final = re.compile(r"([0-9]+(?:\.[0-9]*)?|\.[0-9]+) ?([kmgtp]?)(?:i?b)?\Z", re.IGNORECASE)
+_SIZE: Final = pattern(r"([0-9]+(?:\.[0-9]*)?|\.[0-9]+) ?([kmgtp]?)(?:i?b)?\Z", re.IGNORECASE)
 _UNITS: Final = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40, "p": 1 << 50}
 _HIGHEST_ID: Final = (1 << 32) - 1
 

@@ -5,7 +5,6 @@ Owns reading the value and finding the source it names. The source's time is ask
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from typing import Final, Protocol
 
@@ -13,6 +12,7 @@ from pybuild.errors import PybuildError
 from pybuild.parser.ast import Add, Arg, Stage, Word
 from pybuild.parser.errors import DockerfileError
 from pybuild.parser.expand import expand
+from pybuild.values import pattern
 
 from .arguments import EPOCH_ARGUMENT
 from .git_reference import GitReference, InvalidGitReference, parse_git_reference
@@ -21,7 +21,7 @@ from .lower_copy import git_source, http_source
 from .named_context import GitContextRef, HttpContextRef, NamedContext, context_key
 from .stages import SCRATCH
 
-_NUMBER: Final = re.compile(r"[+-]?[0-9]+\Z")
+_NUMBER: Final = pattern(r"[+-]?[0-9]+\Z")
 
 
 class EpochSource(Protocol):

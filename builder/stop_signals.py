@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import re
 from typing import Final
 
 from pybuild.errors import PybuildError
+from pybuild.values import pattern
 
 # Linux's signal(7), with the real-time range as the C library numbers it for programs (34 to 64).
 _NAMES: Final = frozenset(
@@ -50,7 +50,7 @@ _NAMES: Final = frozenset(
     | {f"RTMIN+{number}" for number in range(1, 16)}
     | {f"RTMAX-{number}" for number in range(1, 15)}
 )
-_NUMBER: Final = re.compile(r"[+-]?[0-9]+\Z")
+_NUMBER: Final = pattern(r"[+-]?[0-9]+\Z")
 
 
 class InvalidSignal(PybuildError):

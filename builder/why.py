@@ -7,18 +7,17 @@ recipes. Where recipes of earlier builds come from is told by whoever constructs
 from __future__ import annotations
 
 import json
-import re
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 
-from pybuild.values import dataclass
+from pybuild.values import dataclass, pattern
 
 from .content import ContentDigest
 from .graph import ImageSource, Vertex
 from .keys import Json, Recipe, canonical_json
 
-_POSITION: Final = re.compile(r"\[(?:[^\]]* )?(\d+)/\d+\]")
+_POSITION: Final = pattern(r"\[(?:[^\]]* )?(\d+)/\d+\]")
 _SHORT: Final = 60
 _FIRST_BUILD: Final = "first build here"
 _NAMES: Final = {"cwd": "WORKDIR", "user": "USER", "args": "the command", "mode": "--chmod", "owner": "--chown"}

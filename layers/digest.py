@@ -6,14 +6,13 @@ Owns parsing and computing; refuses to know where content is kept.
 from __future__ import annotations
 
 import hashlib
-import re
 from typing import BinaryIO
 
 from pybuild.errors import PybuildError
-from pybuild.values import dataclass
+from pybuild.values import dataclass, pattern
 
 _LENGTHS = {"sha256": 64, "sha384": 96, "sha512": 128}
-_HEX = re.compile(r"[0-9a-f]+\Z")
+_HEX = pattern(r"[0-9a-f]+\Z")
 CHUNK_BYTES = 1 << 20
 
 

@@ -10,12 +10,11 @@ A manifest is kept as it came; what an index lists but the store doesn't hold is
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from pybuild.errors import PybuildError
-from pybuild.values import dataclass, field, replace
+from pybuild.values import dataclass, field, pattern, replace
 
 from .blobs import BlobStore
 from .database import Database, Row
@@ -29,7 +28,7 @@ if TYPE_CHECKING:
 
 MANIFEST_LIMIT_BYTES = 16 << 20
 _DEPTH = 4
-_HEX_PREFIX = re.compile(r"[0-9a-f]{1,64}\Z")
+_HEX_PREFIX = pattern(r"[0-9a-f]{1,64}\Z")
 
 
 class ImageNotFound(PybuildError):

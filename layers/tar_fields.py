@@ -6,10 +6,10 @@ Owns reading them strictly and their errors; knows nothing of streams and entrie
 from __future__ import annotations
 
 import os
-import re
 from typing import Final
 
 from pybuild.errors import PybuildError
+from pybuild.values import pattern
 
 # Seconds, to the year 2242: ext4 ends in 2446, and a bound keeps every system call from failing.
 TIME_LIMIT: Final = 1 << 33
@@ -140,7 +140,7 @@ def _apply_record(key: str, value: bytes, overrides: Overrides, *, offset: int) 
             overrides.mtime_ns = _time(value, offset=offset)
 
 
-_TIME: Final = re.compile(rb"(-?)([0-9]{1,18})(?:\.([0-9]*))?\Z")
+_TIME: Final = pattern(rb"(-?)([0-9]{1,18})(?:\.([0-9]*))?\Z")
 
 
 def _time(value: bytes, *, offset: int) -> int:

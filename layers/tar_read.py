@@ -10,13 +10,12 @@ from __future__ import annotations
 
 import io
 import os
-import re
 import zlib
 from collections.abc import Callable, Iterator
 from struct import Struct
 from typing import Final, Protocol
 
-from pybuild.values import dataclass, replace
+from pybuild.values import dataclass, pattern, replace
 
 from .entries import Kind
 from .tar_fields import TIME_LIMIT, Overrides, decimal, device_number, number, octal, read_records
@@ -29,7 +28,7 @@ _SPARSE_EXTENTS: Final = 1 << 18
 _SIZE_LIMIT: Final = 1 << 62
 _ID_LIMIT: Final = (1 << 32) - 2  # -1 means "leave it" to chown(2)
 _ZERO_BLOCK: Final = bytes(BLOCK)
-_UNCLEAN: Final = re.compile(r"(?:\A|/)\.{0,2}(?:/|\Z)")
+_UNCLEAN: Final = pattern(r"(?:\A|/)\.{0,2}(?:/|\Z)")
 _HEADER: Final = Struct("100s24s12s12s8sc100s8s64x8s8s155s12x")
 _SECOND: Final = 1_000_000_000
 

@@ -10,12 +10,11 @@ is substituted whether or not it is used, so a ``:?`` inside a default that isn'
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from functools import lru_cache
 from typing import TypeAlias
 
-from pybuild.values import dataclass
+from pybuild.values import dataclass, pattern
 
 from . import patterns_in_variables as glob
 from .ast import Span, Word
@@ -48,7 +47,7 @@ class Expansion:
     unset: frozenset[str] = frozenset()
 
 
-_SPACES = re.compile(f"[{SPACE}]")
+_SPACES = pattern(f"[{SPACE}]")
 
 
 def expand(word: Word, env: Environment) -> Expansion:

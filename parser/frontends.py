@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import re
 
+from pybuild.values import pattern
+
 from .dockerfile import Syntax
 from .lines import ParseWarning
 from .source import BOM, Source
@@ -15,9 +17,9 @@ from .source import BOM, Source
 LANGUAGE_VERSION = (1, 26)
 """The newest release of docker/dockerfile whose language is implemented."""
 
-_DIRECTIVE = re.compile(r"([a-zA-Z][a-zA-Z0-9]*)[\t\n\f\r ]*=[\t\n\f\r ]*(.+?)[\t\n\f\r ]*")
+_DIRECTIVE = pattern(r"([a-zA-Z][a-zA-Z0-9]*)[\t\n\f\r ]*=[\t\n\f\r ]*(.+?)[\t\n\f\r ]*")
 _KNOWN = frozenset({"syntax", "escape", "check"})
-_OWN = re.compile(
+_OWN = pattern(
     r"(?:dockerfile\.v0|(?:[^/]+/)*docker/dockerfile(?:-upstream)?)(?::(?P<tag>[\w][\w.-]*))?(?:@(?P<digest>[\w:+.-]+))?"
 )
 

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import re
 
+from pybuild.values import pattern
+
 SPACE = "\t\n\v\f\r \x85\xa0\u1680\u2000\u2001\u2002\u2003\u2004\u2005\u2006\u2007\u2008\u2009\u200a\u2028\u2029\u202f\u205f\u3000"
 """What unicode.IsSpace takes for white space. Python's own ``str.strip()`` knows four more."""
 
@@ -35,7 +37,7 @@ def quote(text: str) -> str:
     return '"' + "".join(out) + '"'
 
 
-_DURATION = re.compile(r"([0-9]*)(?:\.([0-9]*))?([^0-9.]*)")
+_DURATION = pattern(r"([0-9]*)(?:\.([0-9]*))?([^0-9.]*)")
 _UNITS = {
     "ns": 1, "us": 1_000, "\u00b5s": 1_000, "\u03bcs": 1_000, "ms": 1_000_000, "s": 1_000_000_000,
     "m": 60_000_000_000, "h": 3_600_000_000_000,
@@ -79,7 +81,7 @@ def parse_bool(text: str) -> bool:
     raise ValueError(f"strconv.ParseBool: parsing {quote(text)}: invalid syntax")
 
 
-_DIGITS = {8: re.compile(r"[0-7]+"), 10: re.compile(r"[0-9]+")}
+_DIGITS = {8: pattern(r"[0-7]+"), 10: pattern(r"[0-9]+")}
 
 
 def parse_unsigned(text: str, *, base: int, bits: int = 32) -> int:
@@ -109,8 +111,8 @@ def _bounded(digits: str, base: int) -> int:
     return int(significant or "0", base) if len(significant) <= 40 else 1 << 200
 
 
-_SIZE = re.compile(r"(.*[0-9. ])([^0-9. ]*)", re.DOTALL)
-_SIZE_NUMBER = re.compile(r"[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?")
+_SIZE = pattern(r"(.*[0-9. ])([^0-9. ]*)", re.DOTALL)
+_SIZE_NUMBER = pattern(r"[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?")
 
 
 def parse_size(text: str) -> int:

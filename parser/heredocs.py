@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import re
 
-from pybuild.values import dataclass
+from pybuild.values import dataclass, pattern
 
 from .go_text import SPACE
 
-_OPENING = re.compile(r"([0-9]*)<<(-?)[\t\n\f\r ]*([^<]*)", re.DOTALL)
-_PLAIN = re.compile(rf"[^{SPACE}'\"\\<$]++")
+_OPENING = pattern(r"([0-9]*)<<(-?)[\t\n\f\r ]*([^<]*)", re.DOTALL)
+_PLAIN = pattern(rf"[^{SPACE}'\"\\<$]++")
 _MODIFIERS = "-+?#%/}"
 
 

@@ -9,6 +9,8 @@ import re
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, TypeAlias
 
+from pybuild.values import pattern
+
 from . import ast
 from .expand import ExpansionError, expand_text
 from .flags import Flags, check_device, flag_name, flag_value, read_flags
@@ -21,7 +23,7 @@ from .tokens import Token, TokenError
 from .values import ValueProblem, check_chmod, check_signal, check_stage_name, parse_port, variable_free
 from .wording import blank_name, heredoc_destination, wrong_arguments
 
-_ONBUILD = re.compile(r"^\s*ONBUILD\s*", re.IGNORECASE)
+_ONBUILD = pattern(r"^\s*ONBUILD\s*", re.IGNORECASE)
 
 
 class InstructionBuilder:

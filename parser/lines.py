@@ -6,9 +6,7 @@ asks for the bodies of the here-documents that an instruction opens.
 
 from __future__ import annotations
 
-import re
-
-from pybuild.values import dataclass
+from pybuild.values import dataclass, pattern
 
 from .ast import Directive, Span
 from .errors import DockerfileSyntaxError
@@ -18,7 +16,7 @@ from .source import LogicalLine, Source
 LINE_LIMIT = 65535
 """Bytes of a physical line, its newline not counted (the buffer of Go's bufio.Scanner)."""
 
-_DIRECTIVE = re.compile(r"([a-zA-Z][a-zA-Z0-9]*)[\t\n\f\r ]*=[\t\n\f\r ]*(.+?)[\t\n\f\r ]*")
+_DIRECTIVE = pattern(r"([a-zA-Z][a-zA-Z0-9]*)[\t\n\f\r ]*=[\t\n\f\r ]*(.+?)[\t\n\f\r ]*")
 _KNOWN_DIRECTIVES = ("syntax", "escape", "check")
 
 

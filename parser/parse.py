@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import re
 
+from pybuild.values import pattern
+
 from .ast import Arg, From, Heredoc, Instruction, Stage
 from .dockerfile import Dockerfile, Node
 from .errors import DockerfileSyntaxError
@@ -17,7 +19,7 @@ from .lines import LineReader
 from .source import LogicalLine, Source
 from .tokens import Token, TokenError, tokenize
 
-_LEADING_TABS = re.compile(r"^\t+", re.MULTILINE)
+_LEADING_TABS = pattern(r"^\t+", re.MULTILINE)
 _UTF16_MARKS = ("\udcff\udcfe", "\udcfe\udcff", "\ufffe")
 
 

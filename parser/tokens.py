@@ -9,6 +9,8 @@ from __future__ import annotations
 import re
 from typing import NamedTuple
 
+from pybuild.values import pattern
+
 from .go_text import SPACE
 from .heredocs import HeredocWord, find_heredocs
 from .suggest import closest, did_you_mean
@@ -48,11 +50,11 @@ class TokenError(Exception):
         return cls(message, start=token.start, end=token.end, instruction=instruction, hint=hint)
 
 
-_BLANK_RUN = re.compile(r"[\t\v\f\r ]+")
-_NONBLANK_RUN = re.compile(r"[^\t\v\f\r ]+")
-_UNICODE_SPACE = re.compile(f"[{SPACE}]+")
-_JSON_STRING = re.compile(r'"(?:[^"\\\x00-\x1f]|\\(?:["\\/bfnrt]|u[0-9a-fA-F]{4}))*+"')
-_JSON_SPACE = re.compile(r"[ \t\n\r]*+")
+_BLANK_RUN = pattern(r"[\t\v\f\r ]+")
+_NONBLANK_RUN = pattern(r"[^\t\v\f\r ]+")
+_UNICODE_SPACE = pattern(f"[{SPACE}]+")
+_JSON_STRING = pattern(r'"(?:[^"\\\x00-\x1f]|\\(?:["\\/bfnrt]|u[0-9a-fA-F]{4}))*+"')
+_JSON_SPACE = pattern(r"[ \t\n\r]*+")
 
 
 def tokenize(line: str, *, escape: str) -> list[Token]:

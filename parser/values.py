@@ -6,10 +6,8 @@ Never expands anything. A value that doesn't fit raises ``ValueProblem`` in Buil
 
 from __future__ import annotations
 
-import re
-
 from pybuild.errors import PybuildError
-from pybuild.values import dataclass
+from pybuild.values import dataclass, pattern
 
 from .go_text import parse_signed, parse_unsigned, quote
 
@@ -18,9 +16,9 @@ class ValueProblem(PybuildError):
     """A value doesn't fit."""
 
 
-_STAGE_NAME = re.compile(r"[a-z][a-z0-9\-_.]*")
+_STAGE_NAME = pattern(r"[a-z][a-z0-9\-_.]*")
 # Clauses of POSIX chmod's symbolic modes, as dchapes/mode reads them: X, s, t and copying (g=u) included.
-_SYMBOLIC_MODE = re.compile(r"[ugoa]*(?:[+\-=](?:[rwxXstugo]*))+(?:,[ugoa]*(?:[+\-=](?:[rwxXstugo]*))+)*")
+_SYMBOLIC_MODE = pattern(r"[ugoa]*(?:[+\-=](?:[rwxXstugo]*))+(?:,[ugoa]*(?:[+\-=](?:[rwxXstugo]*))+)*")
 
 
 def check_stage_name(name: str) -> None:

@@ -14,12 +14,11 @@ The grammar is the one of the distribution project's ``reference`` package, whic
 
 from __future__ import annotations
 
-import re
 from typing import Final
 
 from pybuild.errors import PybuildError
 from pybuild.layers.digest import Digest, InvalidDigest
-from pybuild.values import dataclass, replace
+from pybuild.values import dataclass, pattern, replace
 
 DEFAULT_HOST: Final = "docker.io"
 DEFAULT_NAMESPACE: Final = "library"
@@ -27,10 +26,10 @@ DEFAULT_TAG: Final = "latest"
 
 _COMPONENT: Final = r"[a-z0-9]+(?:(?:[._]|__|-+)[a-z0-9]+)*"
 _LABEL: Final = r"(?:[a-zA-Z0-9]|[a-zA-Z0-9][a-zA-Z0-9-]*[a-zA-Z0-9])"
-_HOST = re.compile(rf"(?:{_LABEL}(?:\.{_LABEL})*|\[[a-fA-F0-9:]+\])(?::[0-9]{{1,5}})?\Z")
-_PATH = re.compile(rf"{_COMPONENT}(?:/{_COMPONENT})*\Z")
-_TAG = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}\Z")
-_IMAGE_ID = re.compile(r"[a-f0-9]{64}\Z")
+_HOST = pattern(rf"(?:{_LABEL}(?:\.{_LABEL})*|\[[a-fA-F0-9:]+\])(?::[0-9]{{1,5}})?\Z")
+_PATH = pattern(rf"{_COMPONENT}(?:/{_COMPONENT})*\Z")
+_TAG = pattern(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}\Z")
+_IMAGE_ID = pattern(r"[a-f0-9]{64}\Z")
 _NAME_LIMIT: Final = 255
 _INPUT_LIMIT: Final = 1024
 

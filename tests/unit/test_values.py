@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import pickle
+import re
 import subprocess
 import sys
 import threading
@@ -160,3 +161,26 @@ def test_the_first_objects_may_be_made_by_many_threads_at_once() -> None:
 def test_the_standard_module_is_not_imported() -> None:
     code = "import sys, pybuild.values, pybuild.parser.ast; sys.exit('dataclasses' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_patterns_behave_as_compiled_expressions_do() -> None:
+    made = values.pattern(r"(a+)(b)?", re.IGNORECASE)
+    assert made.match("AAb") is not None
+    assert [match[0] for match in made.finditer("a AB")] == ["a", "AB"]
+    assert made.sub("-", "xay") == "x-y"
+    assert (made.pattern, made.groups) == ("(a+)(b)?", 2)
+    assert made.fullmatch("aab!") is None
+
+
+def test_a_pattern_is_compiled_when_it_is_first_used() -> None:
+    wrong = values.pattern("(")
+    with pytest.raises(re.error):
+        wrong.match("x")
+
+
+@pytest.mark.parametrize("classes", [OURS, THEIRS], ids=["ours", "standard"])
+def test_wrong_arguments_are_named(classes: dict[str, Any]) -> None:
+    with pytest.raises(TypeError, match=r"Point\.__init__\(\) missing 1 required positional argument: 'x'"):
+        classes["Point"]()
+    with pytest.raises(TypeError, match="unexpected keyword argument 'z'"):
+        classes["Point"](1, z=2)
