@@ -126,7 +126,7 @@ class TtyRenderer:
 
     def _step_lines(self, step: _Step, columns: int, now: float, *, final: bool) -> list[str]:
         mark = "CACHED " if step.cached else "ERROR " if step.error is not None else ""
-        seconds = f"{(step.ended or now) - step.started:.1f}s"
+        seconds = f"{max(0.0, (step.ended or now) - step.started):.1f}s"
         room = max(10, columns - len(seconds) - 6)
         title = (mark + step.title)[:room]
         color = "31" if step.error is not None else "34" if step.ended is not None else ""
