@@ -1,0 +1,60 @@
+"""Endpoints of the Engine API that this daemon does not have yet: each answers 501 with a sentence. Does nothing.
+
+Unknown paths are not here: they are 404, as in docker.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+from aiohttp import web
+
+from .api_errors import ApiError, NotSupportedYet
+
+if TYPE_CHECKING:
+    from .api_server import Daemon, Handler, Router
+
+_GROUPS: Final = {
+    "containers": "containers",
+    "exec": "processes in containers",
+    "volumes": "volumes",
+    "networks": "networks",
+    "plugins": "plugins",
+    "swarm": "swarms",
+    "nodes": "swarm nodes",
+    "services": "swarm services",
+    "tasks": "swarm tasks",
+    "secrets": "swarm secrets",
+    "configs": "swarm configs",
+}
+
+
+class AbsentRoutes:
+    """Registers them."""
+
+    def __init__(self, daemon: Daemon) -> None:
+        self._daemon = daemon
+
+    def register(self, router: Router) -> None:
+        for group, words in _GROUPS.items():
+            handler = _refusing(NotSupportedYet(words))
+            router.add("*", f"/{group}", handler)
+            router.add("*", f"/{group}/{{rest:.*}}", handler)
+        router.add("POST", "/commit", _refusing(NotSupportedYet("containers")))
+        for path in ("/session", "/grpc"):
+            router.add("POST", path, _refusing(_no_session()))
+
+
+def _no_session() -> ApiError:
+    return ApiError(
+        "this daemon has no BuildKit session (/session, /grpc): build with the classic protocol",
+        status=501,
+        hint="set DOCKER_BUILDKIT=0, or use pybuild -H",
+    )
+
+
+def _refusing(error: ApiError) -> Handler:
+    async def handler(request: web.Request) -> web.StreamResponse:
+        raise error
+
+    return handler

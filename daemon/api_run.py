@@ -1,0 +1,108 @@
+"""The life of a daemon process: open, listen, serve, reload on SIGHUP, end on SIGTERM. The only module with its signals.
+
+Ending is graceful: no new requests, running work is told to stop and waited for, sockets go away, the store is closed. A second signal
+ends at once; what that leaves, the next start clears.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from collections.abc import Callable, Mapping
+
+from aiohttp import web
+
+from .api_listeners import Listening, notify, open_all
+from .api_log import set_up_log
+from .api_server import LOG, Daemon, make_runner
+from .daemon_options import DaemonOptions
+from .engine import Engine
+from .settings import Settings
+
+
+async def serve(
+    engine: Engine,
+    options: DaemonOptions,
+    *,
+    variables: Mapping[str, str],
+    reload: Callable[[], tuple[Settings, DaemonOptions]],
+) -> None:
+    """Serve until SIGTERM or SIGINT. ``reload`` reads the configuration again. Raises CannotListen."""
+    daemon = Daemon(engine, debug=options.log_level == "debug")
+    runner = make_runner(daemon)
+    await runner.setup()
+    listening, notices = open_all(options, variables)
+    _on_signals(daemon, options, variables=variables, reload=reload)
+    try:
+        for each in listening:
+            each.socket.setblocking(False)
+            await web.SockSite(runner, each.socket, ssl_context=each.tls, backlog=256).start()
+        for notice in notices:
+            LOG.warning(notice)
+        # Before there are many threads, so that the first build needn't wait for it.
+        await asyncio.to_thread(engine.executor.start)
+        LOG.info("ready", extra={"addresses": ",".join(each.address for each in listening), "root": engine.store.root})
+        notify(variables, f"READY=1\nMAINPID={os.getpid()}")
+        await daemon.stopping.wait()
+        LOG.info("stopping", extra={"running": daemon.work.running})
+        notify(variables, "STOPPING=1")
+        await _end(daemon, options, listening)
+    finally:
+        for each in listening:
+            each.close()
+        await runner.cleanup()
+        daemon.work.close()
+
+
+async def _end(daemon: Daemon, options: DaemonOptions, listening: list[Listening]) -> None:
+    """Let running work come to its end within its time: first asked, then told."""
+    for each in listening:
+        asyncio.get_running_loop().remove_reader(each.socket.fileno())
+    daemon.events.close()
+    daemon.work.cancel_all()
+    for _ in range(options.shutdown_seconds * 10):
+        if not daemon.work.running:
+            return
+        await asyncio.sleep(0.1)
+    LOG.warning("work did not end in time", extra={"running": daemon.work.running})
+
+
+def _on_signals(
+    daemon: Daemon,
+    options: DaemonOptions,
+    *,
+    variables: Mapping[str, str],
+    reload: Callable[[], tuple[Settings, DaemonOptions]],
+) -> None:
+    loop = asyncio.get_running_loop()
+
+    def stop() -> None:
+        if daemon.stopping.is_set():
+            os._exit(130)
+        daemon.stopping.set()
+
+    def again() -> None:
+        notify(variables, "RELOADING=1")
+        try:
+            settings, changed = reload()
+        except Exception as error:  # whatever is wrong with the file, the daemon goes on with what it has
+            LOG.error("the configuration can't be reloaded", extra={"error": str(error)})
+        else:
+            daemon.engine.reload(settings)
+            daemon.debug = changed.log_level == "debug"
+            set_up_log(level=changed.log_level, form=changed.log_format)
+            fixed = [
+                name
+                for name in ("hosts", "group", "mode", "data_root")
+                if getattr(changed, name) != getattr(options, name)
+            ]
+            if fixed:
+                LOG.warning("some settings need a restart", extra={"settings": ",".join(fixed)})
+            daemon.events.report("daemon", "reload", daemon.id, name=os.uname().nodename)
+            LOG.info("the configuration was reloaded")
+        notify(variables, "READY=1")
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop)
+    loop.add_signal_handler(signal.SIGHUP, again)
