@@ -10,10 +10,10 @@ from pybuild.values import dataclass, field
 
 
 def human_bytes(count: float) -> str:
-    """``12.34kB`` in powers of 1000, as Docker prints sizes."""
+    """``12.34kB``: powers of 1000 with two decimals, as BuildKit prints transfers."""
     for unit in ("B", "kB", "MB", "GB", "TB"):
         if abs(count) < 1000 or unit == "TB":
-            return f"{count:.0f}{unit}" if unit == "B" else f"{count:.4g}{unit}"
+            return f"{count:.0f}{unit}" if unit == "B" else f"{count:.2f}{unit}"
         count /= 1000
     raise AssertionError("unreachable")
 
@@ -35,7 +35,8 @@ class PlainRenderer:
         self._stream = stream
         self._lock = threading.Lock()
         self._steps: dict[str, _Step] = {}
-        self._last: int | None = None
+        self._current: _Step | None = None
+        self._begun = False
 
     def emit(self, event: Event) -> None:
         with self._lock:
@@ -59,14 +60,16 @@ class PlainRenderer:
                 self._flush_partial(step, 0.0)
             self._stream.flush()
 
-    def _line(self, step: _Step, text: str) -> None:
-        if self._last is not None and self._last != step.number:
-            self._stream.write("\n")
-        if self._last != step.number:
-            self._last = step.number
-            if step.started >= 0 and text != step.title:
-                self._stream.write(f"#{step.number} {step.title}\n")
-        self._stream.write(f"#{step.number} {text}\n")
+    def _line(self, step: _Step, text: str | None) -> None:
+        """Write a line of a step (None: just its title), after saying that another one is left."""
+        if self._current is not step:
+            if self._current is not None:
+                self._stream.write(f"#{self._current.number} ...\n")
+            self._stream.write(f"{chr(10) if self._begun else ''}#{step.number} {step.title}\n")
+            self._begun = True
+            self._current = step
+        if text is not None:
+            self._stream.write(f"#{step.number} {text}\n")
 
     def _start(self, event: StepStarted) -> None:
         known = self._steps.get(event.step)
@@ -74,7 +77,7 @@ class PlainRenderer:
             return
         step = _Step(number=len(self._steps) + 1, title=event.title, started=event.time)
         self._steps[event.step] = step
-        self._line(step, event.title)
+        self._line(step, None)
 
     def _log(self, event: StepLog) -> None:
         step = self._steps.get(event.step)
@@ -118,9 +121,11 @@ class PlainRenderer:
         if event.cached:
             self._line(step, "CACHED")
         elif event.error is not None:
-            self._line(step, f"ERROR: {event.error}")
+            canceled = event.error.endswith("context canceled")
+            self._line(step, "CANCELED" if canceled else f"ERROR: {event.error}")
         else:
             self._line(step, f"DONE {max(0.0, event.time - step.started):.1f}s")
+        self._current = None
 
 
 def _printable(line: bytes) -> str:
