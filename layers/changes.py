@@ -23,7 +23,7 @@ from pybuild.values import dataclass
 from .entries import Kind, LayerEntry
 from .tree_views import DirectoryLayer, StackView
 from .views import FileView, Node
-from .xattrs import Owners, is_redirected
+from .xattrs import Owners, is_redirected, layer_xattrs
 
 _COMPARE_BYTES: Final = 1 << 18
 _SECOND: Final = 1_000_000_000
@@ -143,8 +143,13 @@ class _Record:
             link=node.target,
             host_path=node.host_path if node.kind is Kind.FILE else None,
             device=node.device or (0, 0),
-            xattrs=tuple(sorted(self._upper.xattrs(path).items())) if node.kind is Kind.FILE else (),
+            xattrs=self._xattrs(path, node) if node.kind is Kind.FILE else (),
         )
+
+    def _xattrs(self, path: str, node: Node) -> tuple[tuple[str, bytes], ...]:
+        if node.host_path is not None:
+            return layer_xattrs(node.host_path)
+        return tuple(sorted(self._upper.xattrs(path).items()))
 
 
 class _OverlayWalk:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 import os
 import stat
+import weakref
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from typing import BinaryIO, Final
@@ -227,7 +228,7 @@ class EntryLayer(LayerSource):
         self._opaque = set(opaque)
         self._tar = tar
         self._offsets: dict[str, int] = {}
-        self._file: io.FileIO | None = None
+        self._descriptor = -1
         for position, entry in enumerate(entries):
             self._add(entry, offsets[position] if offsets else 0)
 
@@ -339,10 +340,11 @@ class EntryLayer(LayerSource):
         return io.BufferedReader(_Part(file, entry.offset, size), 1 << 16)
 
     def _open_in_tar(self, tar: str, offset: int, size: int) -> BinaryIO:
-        if self._file is None:
-            self._file = io.FileIO(tar)
         if size <= _IN_MEMORY_BYTES:
-            return io.BytesIO(os.pread(self._file.fileno(), size, offset))
+            if self._descriptor < 0:
+                self._descriptor = os.open(tar, os.O_RDONLY | os.O_CLOEXEC)
+                weakref.finalize(self, os.close, self._descriptor)
+            return io.BytesIO(os.pread(self._descriptor, size, offset))
         return io.BufferedReader(_Part(io.FileIO(tar), offset, size), 1 << 16)
 
     def xattrs(self, path: str) -> Mapping[str, bytes]:

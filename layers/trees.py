@@ -23,7 +23,7 @@ _COPY_BYTES: Final = 1 << 20
 # --- removing -----------------------------------------------------------------------------------------------------------
 
 
-def remove_tree(path: str) -> None:
+def remove_tree(path: str | os.PathLike[str]) -> None:
     """Remove a tree, also where its directories lack permissions; nothing happens if it isn't there. Links are not followed."""
     try:
         _remove(os.fspath(path), None)

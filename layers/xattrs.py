@@ -93,14 +93,24 @@ def get(target: int | str, name: str) -> bytes | None:
         raise
 
 
+def names(path: str) -> list[str]:
+    """The attributes of what is at ``path``, which is not followed. Cheaper than asking for one that is rarely there."""
+    try:
+        return os.listxattr(path, follow_symlinks=False)
+    except OSError as error:
+        if error.errno in (*_ABSENT, errno.EPERM):
+            return []
+        raise
+
+
 def is_opaque(path: str) -> bool:
     """True if the directory at ``path`` hides what lies below it in lower layers."""
-    return any(get(path, name) == b"y" for name in OPAQUE)
+    return any(name in OPAQUE and get(path, name) == b"y" for name in names(path))
 
 
 def is_redirected(path: str) -> bool:
     """True if overlayfs stored a directory's rename as a reference (``redirect_dir=on``), which no layer can express."""
-    return any(get(path, name) for name in REDIRECT)
+    return any(name in REDIRECT for name in names(path))
 
 
 def recorded_owner(path: str) -> tuple[int, int] | None:
@@ -116,7 +126,7 @@ def recorded_owner(path: str) -> tuple[int, int] | None:
 
 def layer_xattrs(path: str) -> tuple[tuple[str, bytes], ...]:
     """The attributes of a file that a layer made here holds: file capabilities only, as BuildKit's layers do."""
-    value = get(path, CAPABILITY)
+    value = get(path, CAPABILITY) if CAPABILITY in names(path) else None
     return () if not value else ((CAPABILITY, value),)
 
 

@@ -336,7 +336,7 @@ def test_many_directories_are_handled_with_few_descriptors(target: Target) -> No
     members = [entry(f"d{n % 400}/s{n}/f", b"x") for n in range(1200)]
     before = len(os.listdir("/proc/self/fd"))
     target.unpack(*members)
-    assert len(os.listdir("/proc/self/fd")) == before
+    assert len(os.listdir("/proc/self/fd")) <= before
     assert len([path for path in target.paths() if path.endswith("/f")]) == 1200
 
 
