@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from pybuild import __version__
 from pybuild.errors import PybuildError, UsageError
@@ -270,7 +270,15 @@ class Engine:
             nonce=lambda: os.urandom(13).hex()[:25],
             max_parallelism=self.settings.max_parallelism or max(2, os.cpu_count() or 1),
             entitlements=self.settings.entitlements,
+            provenance_environment=self._provenance_environment(request),
         )
+
+    def _provenance_environment(self, request: BuildRequest) -> Mapping[str, Any]:  # Any: JSON that an operator wrote
+        if not self.settings.provenance_directory or (request.provenance is None and not request.metadata_provenance):
+            return {}
+        from .provenance_environment import read_provenance_environment
+
+        return read_provenance_environment(self.settings.provenance_directory)
 
     def causes(self, build: BuildRecord, step: BuildStep) -> list[str]:
         """Every reason why ``step`` of a recorded build was not cached, the first cause first."""

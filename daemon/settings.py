@@ -10,6 +10,8 @@ keep-duration = "14d"
 max-parallelism = 4
 insecure-entitlements = ["network.host", "security.insecure"]
 ```
+
+and before the sections ``provenanceEnvDir = "DIRECTORY"``.
 """
 
 from __future__ import annotations
@@ -41,13 +43,15 @@ class GcPolicy:
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """What the file says. ``registry`` is handed to the registry client as it is (it checks its own keys)."""
+    """What the file says. ``registry`` is handed to the registry client as it is (it checks its own keys);
+    ``provenance_directory``: JSON files whose content is added to provenance, "" for none."""
 
     registry: Mapping[str, Any] = field(default_factory=dict)  # Any: TOML
     gc: GcPolicy = GcPolicy()
     max_parallelism: int = 0
     entitlements: frozenset[str] = frozenset({"network.host"})
     daemon: Mapping[str, Any] = field(default_factory=dict)  # Any: TOML
+    provenance_directory: str = ""
 
 
 def parse_size(text: str | int) -> int:
@@ -103,6 +107,7 @@ def settings_from(value: Mapping[str, Any]) -> tuple[Settings, tuple[str, ...]]:
         "worker": {"max-parallelism", "insecure-entitlements"},
         "daemon": None,
         "insecure-entitlements": None,
+        "provenanceEnvDir": None,
     }
     for section, content in value.items():
         if section not in known:
@@ -123,6 +128,7 @@ def settings_from(value: Mapping[str, Any]) -> tuple[Settings, tuple[str, ...]]:
             max_parallelism=int(worker.get("max-parallelism", 0)),
             entitlements=Settings().entitlements if granted is None else frozenset(str(item) for item in granted),
             daemon=value.get("daemon", {}),
+            provenance_directory=str(value.get("provenanceEnvDir", "")),
         ),
         tuple(unknown),
     )

@@ -550,3 +550,24 @@ def test_the_metadata_file_has_provenance_as_buildx_writes_it(pybuild: Command, 
     maximal = told(BUILDX_METADATA_PROVENANCE="max")["buildx.build.provenance"]
     assert "buildConfig" in maximal["buildDefinition"]["internalParameters"]
     assert "buildx.build.provenance" not in told(BUILDX_METADATA_PROVENANCE="disabled")
+
+
+def test_the_configuration_adds_to_provenance(pybuild: Command, tmp_path: Path):
+    directory, config = tmp_path / "provenance.d", tmp_path / "pybuild.toml"
+    directory.mkdir()
+    (directory / "foo.json").write_text('{"foo": "bar"}')
+    (directory / "numbers.json").write_text('{"numbers": [1, 2, 3]}')
+    config.write_text(f'provenanceEnvDir = "{directory}"\n')
+    pybuild.variables = {**pybuild.variables, "PYBUILD_CONFIG": str(config)}
+    internal = attested(pybuild, DOCKERFILE, tmp_path / "c", "--provenance=mode=min").predicate()["buildDefinition"][
+        "internalParameters"
+    ]
+    assert internal["foo"] == "bar"
+    assert internal["numbers"] == [1, 2, 3]
+    environment = attested(pybuild, DOCKERFILE, tmp_path / "c", "--provenance=mode=min,version=v0.2").predicate()[
+        "invocation"
+    ]["environment"]
+    assert environment["foo"] == "bar"
+    (directory / "wrong.json").write_text('{"builderPlatform": "mine"}')
+    refused = pybuild.build(DOCKERFILE, tmp_path / "c", "--provenance=true", check=False)
+    assert 'key "builderPlatform" is builtin' in refused.stderr
