@@ -275,7 +275,7 @@ def _network(mode: str) -> str:
     raise BadParameter(f"network {mode} not found")
 
 
-def _ulimits(value: object) -> tuple[tuple[str, int, int], ...]:
+def _ulimits(value: Any) -> tuple[tuple[str, int, int], ...]:  # Any: the JSON edge
     if value is None:
         return ()
     found: list[tuple[str, int, int]] = []

@@ -33,7 +33,7 @@ def status_of(error: PybuildError) -> int:
     from pybuild.builder.contexts import ContextNotFound, DockerfileNotFound
     from pybuild.builder.contexts_archive import BadContextArchive
     from pybuild.builder.failure import BuildFailed
-    from pybuild.layers.archive_load import InvalidArchive
+    from pybuild.layers.docker_archive import InvalidArchive
     from pybuild.layers.database import StoreBusy
     from pybuild.layers.images import AmbiguousImage, ImageInUse, ImageNotFound
     from pybuild.parser.errors import DockerfileError

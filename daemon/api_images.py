@@ -39,7 +39,7 @@ class ImageRoutes:
         self._daemon = daemon
 
     def register(self, router: Router) -> None:
-        router.add("GET", "/images/json", self.list)
+        router.add("GET", "/images/json", self.listing)
         router.add("GET", "/images/search", self.search)
         router.add("POST", "/images/prune", self.prune)
         router.add("GET", "/images/{name:.+}/json", self.inspect)
@@ -50,7 +50,7 @@ class ImageRoutes:
 
     # --- looking -----------------------------------------------------------------------------------------------------
 
-    async def list(self, request: web.Request) -> web.StreamResponse:
+    async def listing(self, request: web.Request) -> web.StreamResponse:
         parameters = parameters_of(request)
         return json_answer(await self._daemon.work.call(self._list, parameters))
 

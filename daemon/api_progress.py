@@ -42,9 +42,18 @@ def progress_fields(current: int, total: int) -> dict[str, Any]:  # Any: the JSO
 
 
 class TransferMessages:
-    """An OnTransfer that tells of layers. ``words``: the status for each state."""
+    """An OnTransfer that tells of layers. ``words``: the status for each state; ``head`` is called before the first line; ``is_here``: whether a
+    layer needn't be announced."""
 
-    def __init__(self, send: Send, *, words: Mapping[TransferState, str], head: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        send: Send,
+        *,
+        words: Mapping[TransferState, str],
+        head: Callable[[], None],
+        is_here: Callable[[Digest], bool] = lambda digest: False,
+    ) -> None:
+        self._is_here = is_here
         self._send = send
         self._words = words
         self._head = head
@@ -85,6 +94,8 @@ class TransferMessages:
                 self._next[transfer.digest] = now + _EVERY_SECONDS
             elif known is transfer.state:
                 return
+            elif transfer.state is TransferState.WAITING and self._is_here(transfer.digest):
+                return  # it is going to be said that it exists
             self._told[transfer.digest] = transfer.state
             self._say(transfer)
 
@@ -115,8 +126,8 @@ PUSH_WORDS: Final = {
 }
 
 
-def pull_messages(send: Send, reference: Reference) -> TransferMessages:
-    """The messages of one pull."""
+def pull_messages(send: Send, reference: Reference, *, is_here: Callable[[Digest], bool]) -> TransferMessages:
+    """The messages of one pull; ``is_here``: whether the store has a layer's blob."""
     path = reference.repository if reference.host == "docker.io" else reference.name.partition("/")[2]
 
     def head() -> None:
@@ -130,7 +141,7 @@ def pull_messages(send: Send, reference: Reference) -> TransferMessages:
             }
         )
 
-    return TransferMessages(send, words=PULL_WORDS, head=head)
+    return TransferMessages(send, words=PULL_WORDS, head=head, is_here=is_here)
 
 
 def end_of_pull(send: Send, messages: TransferMessages, reference: Reference, *, digest: Digest, changed: bool) -> None:

@@ -14,7 +14,7 @@ from pybuild.registry_client.credentials import Credential, FixedCredentials
 from pybuild.values import dataclass
 
 from .api_errors import BadParameter
-from .api_versions import ApiVersion
+from .api_versions import OLDEST, ApiVersion
 
 if TYPE_CHECKING:
     from aiohttp import web
@@ -102,7 +102,7 @@ class Parameters:
             found[key] = tuple(given)
         return Filters(found)
 
-    def platform(self, name: str = "platform", *, since: ApiVersion = ApiVersion(1, 0)) -> Platform | None:
+    def platform(self, name: str = "platform", *, since: ApiVersion = OLDEST) -> Platform | None:
         """A platform in JSON, None if it is missing or the client's version does not know the parameter. Raises BadParameter."""
         if self.version < since or not self.text(name):
             return None

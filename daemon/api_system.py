@@ -263,6 +263,7 @@ class SystemRoutes:
         out: dict[str, Any] = {}
         if not verbose:
             out["LayersSize"] = usage.layers_size if "image" in wanted else 0
+            kinds: tuple[tuple[str, str, list[dict[str, Any]]], ...]
             kinds = (("image", "Images", images), ("container", "Containers", []), ("volume", "Volumes", []))
             out |= {name: rows for kind, name, rows in kinds if kind in wanted}
             if "build-cache" in wanted:

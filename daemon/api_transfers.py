@@ -11,10 +11,13 @@ from typing import TYPE_CHECKING, Final
 from aiohttp import web
 
 from pybuild.errors import PybuildError
-from pybuild.layers.descriptor import Platform
+from pybuild.layers.descriptor import MANIFEST_TYPES, Descriptor, Platform
+from pybuild.layers.image import Manifest
+from pybuild.layers.images import MANIFEST_LIMIT_BYTES
 from pybuild.registry_client.failures import Denied, NotFound, Unauthorized
 from pybuild.registry_client.manifests import ImageNotFound as NotInRegistry
 from pybuild.registry_client.references import Reference
+from pybuild.registry_client.transfers import Transfer, TransferState
 
 from .api_errors import ApiError, BadParameter, message_of, stream_error
 from .api_images import joined_name
@@ -80,7 +83,7 @@ class TransferRoutes:
             raise _no_access(reference, error) from error
 
     def _pull_one(self, engine: Engine, reference: Reference, platform: Platform | None, job: Job) -> None:
-        messages = pull_messages(job.output.message, reference)
+        messages = pull_messages(job.output.message, reference, is_here=engine.store.blobs.has)
         before = engine.store.images.find(reference.canonical)
         try:
             pulled = engine.pull(reference.canonical, platform=platform, on_transfer=messages, cancel=job.cancel)
@@ -154,6 +157,9 @@ class TransferRoutes:
                             f"An image does not exist locally with the tag: {reference.familiar_name}", status=404
                         )
                     report = engine.push(each, platform=platform, on_transfer=messages, cancel=job.cancel)
+                    if report.unchanged:
+                        for layer in _layers(engine, report.descriptor):
+                            messages(Transfer(layer.digest, "layer", TransferState.EXISTS, layer.size, layer.size))
                     self._daemon.events.report("image", "push", target.familiar, name=target.familiar_name)
                     self._daemon.metrics.add(
                         "pybuild_pushed_bytes_total", report.bytes_sent, help="bytes sent to registries"
@@ -208,6 +214,13 @@ class TransferRoutes:
                 job.output.message({"stream": text})
 
         return await self._daemon.work.stream(request, work, content_type="application/json", tell=_tell)
+
+
+def _layers(engine: Engine, descriptor: Descriptor) -> tuple[Descriptor, ...]:
+    """The layers of what a push found unchanged; of an index none are told."""
+    if descriptor.media_type not in MANIFEST_TYPES:
+        return ()
+    return Manifest.from_bytes(engine.store.blobs.read(descriptor.digest, limit_bytes=MANIFEST_LIMIT_BYTES)).layers
 
 
 def _tell(job: Job, error: PybuildError) -> None:

@@ -95,6 +95,8 @@ def push_image(
         # The local name now stands for the same manifest as the registry's: digests agree, and a second push has nothing to do.
         for known in image.names or (reference.canonical,):
             engine.store.images.put(known, ready)
+        # The manifest of the uncompressed layers has no name any more, and the same ID: it would only show up as a second image.
+        engine.store.images.discard(image)
     return report
 
 

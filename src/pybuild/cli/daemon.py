@@ -78,7 +78,7 @@ def daemon(arguments: list[str], environment: Environment) -> int:
 
     set_up_log(level=merged.log_level, form=merged.log_format)
     with (
-        _pid_file(merged.pid_file),
+        _PidFile(merged.pid_file),
         Engine.open(
             root,
             settings=settings,
@@ -120,7 +120,7 @@ def _require_aiohttp() -> None:
         raise UsageError("the daemon needs aiohttp, which is not installed", hint="pip install 'pybuild[daemon]'")
 
 
-class _pid_file:  # noqa: N801  # used like a function
+class _PidFile:
     """Holds the process's number in a file while the context lasts; refuses if a live process's is there."""
 
     def __init__(self, path: str) -> None:
