@@ -26,7 +26,7 @@ from .check_rules import CheckSettings
 from .checks import CheckOptions, findings_before, findings_of_build
 from .contexts import ContextKind, ContextRemotes, OpenedContext, open_context
 from .contexts_named import NamedContexts, open_named_contexts
-from .exec_settings import EntitlementRefused, ExecSettings
+from .exec_settings import EntitlementRefused, ExecSettings, OnFailure
 from .exporters import Exporters, ExportParts
 from .failure import BuildFailed
 from .frontend_choice import require_own_frontend
@@ -74,7 +74,8 @@ class BuildParts:
     """The concrete parts that a build runs on. ``preload`` loads what the stat index knows
     below a directory; ``platform``: this machine's; ``scratch``: a directory for unpacked contexts; ``clock``
     gives seconds since the epoch; ``entitlements``: what the configuration permits; ``nonce``: a text that was never given before;
-    ``provenance_environment``: what the configuration adds to provenance; ``caches``: those that lie elsewhere, None without any."""
+    ``provenance_environment``: what the configuration adds to provenance; ``caches``: those that lie elsewhere, None without any;
+    ``on_failure``: what is done with a failed process."""
 
     executor: Executor
     snapshots: Snapshots
@@ -96,6 +97,7 @@ class BuildParts:
     entitlements: frozenset[str]
     provenance_environment: Mapping[str, Any] = field(default_factory=dict)  # Any: JSON from the configuration
     caches: BuildCaches | None = None
+    on_failure: OnFailure | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -441,6 +443,8 @@ class _Build:
                 self._secrets(),
                 sockets,
                 root_owner=parts.exports.owner,
+                host=parts.platform,
+                on_failure=parts.on_failure,
             ),
             progress=self._progress,
             max_parallelism=request.max_parallelism or parts.max_parallelism,

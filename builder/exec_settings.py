@@ -5,13 +5,17 @@ Runs nothing: a build that finds every step in its cache checks privileges and i
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from typing import Protocol
 
 from pybuild.errors import PybuildError
+from pybuild.layers.descriptor import Platform
+from pybuild.layers.digest import Digest
+from pybuild.layers.entries import Layer
 from pybuild.values import dataclass
 
 from .graph import Exec, Network, Security
-from .protocols import Secrets
+from .protocols import ProcessSpec, Secrets
 
 
 class EntitlementMissing(PybuildError):
@@ -47,10 +51,31 @@ def entitlements_of(op: Exec) -> tuple[str, ...]:
 
 
 @dataclass(frozen=True, slots=True)
+class FailedProcess:
+    """A process that failed, while all it had is still there. ``spec``: how it was run, secrets included; ``stack``: what it ran on;
+    ``commit``: makes a layer of what it has changed."""
+
+    op: Exec
+    spec: ProcessSpec
+    stack: tuple[Digest, ...]
+    error: PybuildError
+    commit: Callable[[], Layer]
+
+
+class OnFailure(Protocol):
+    """What ``--on-error`` does."""
+
+    def __call__(self, failed: FailedProcess) -> str | None:
+        """Called by the step's thread; the step ends when this returns. A text is shown as a hint with the error."""
+
+
+@dataclass(frozen=True, slots=True)
 class ExecSettings:
     """What a build gives to all its steps. ``ssh``: agent sockets on this machine by id; ``root_owner``: the numbers on this
-    machine that are root inside of steps."""
+    machine that are root inside of steps; ``host``: what this machine is; ``on_failure``: called when a process has failed."""
 
     secrets: Secrets
     ssh: Mapping[str, str]
     root_owner: tuple[int, int] = (0, 0)
+    host: Platform | None = None
+    on_failure: OnFailure | None = None

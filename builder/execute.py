@@ -14,11 +14,13 @@ from contextlib import ExitStack
 from typing import Final, assert_never
 
 from pybuild.errors import PybuildError
+from pybuild.layers.descriptor import Platform
 from pybuild.layers.digest import Digest
 from pybuild.layers.entries import Layer
 from pybuild.layers.image import DEFAULT_PATH
 
 from .exec_settings import ExecSettings as ExecSettings
+from .exec_settings import FailedProcess
 from .execute_caches import CacheMountPool
 from .execute_trees import MountTree, mount_tree
 from .graph import (
@@ -76,8 +78,13 @@ class ProcessFailed(PybuildError):
 class ProcessNotRun(PybuildError):
     """The process of a RUN could not be started or its surroundings not be made."""
 
-    def __init__(self, args: Sequence[str], cause: PybuildError) -> None:
-        super().__init__(f"process {quoted(args)} did not complete successfully: {cause.message}", hint=cause.hint)
+    def __init__(self, args: Sequence[str], cause: PybuildError, *, foreign: Platform | None = None) -> None:
+        """``foreign``: the stage's platform, if it isn't this machine's."""
+        message, hint = f"process {quoted(args)} did not complete successfully: {cause.message}", cause.hint
+        if foreign is not None and "exec format error" in cause.message:
+            message += f": the stage is for {foreign}, and this machine has no emulation for it"
+            hint = "install qemu-user-static with binfmt_misc, or build natively: FROM --platform=$BUILDPLATFORM"
+        super().__init__(message, hint=hint)
         self.args_of_process = tuple(args)
         self.cause = cause
 
@@ -130,15 +137,29 @@ class ExecRunner:
                 ulimits=op.ulimits,
                 cgroup_parent=op.cgroup_parent,
             )
+            stubs = stub_paths(mounts)
             try:
-                status = self._executor.run(spec, on_output=on_output, cancel=cancel)
-            except PybuildError as error:
-                if cancel.is_set():
-                    raise
-                raise ProcessNotRun(op.args, error) from error
-            if status.code or status.signal is not None:
-                raise ProcessFailed(op.args, status)
-            return active.commit(ignore=stub_paths(mounts))
+                self._run(op, spec, on_output=on_output, cancel=cancel)
+            except (ProcessNotRun, ProcessFailed) as error:
+                if self._settings.on_failure is not None and not cancel.is_set():
+                    failed = FailedProcess(op, spec, tuple(stack), error, lambda: active.commit(ignore=stubs))
+                    error.hint = self._settings.on_failure(failed) or error.hint
+                raise
+            return active.commit(ignore=stubs)
+
+    def _run(
+        self, op: Exec, spec: ProcessSpec, *, on_output: Callable[[int, bytes], None], cancel: threading.Event
+    ) -> None:
+        try:
+            status = self._executor.run(spec, on_output=on_output, cancel=cancel)
+        except PybuildError as error:
+            if cancel.is_set():
+                raise
+            host = self._settings.host
+            is_foreign = host is not None and (op.platform.os, op.platform.architecture) != (host.os, host.architecture)
+            raise ProcessNotRun(op.args, error, foreign=op.platform if is_foreign else None) from error
+        if status.code or status.signal is not None:
+            raise ProcessFailed(op.args, status)
 
     def _user(self, op: Exec, stack: Sequence[Digest]) -> ProcessUser:
         if not stack:

@@ -44,6 +44,7 @@ if TYPE_CHECKING:
 
     from .caches import BuildCachesHere
     from .executor import NamespaceExecutor
+    from .failed_steps import AroundShell
     from .one_shot import RunOptions
 
 
@@ -171,8 +172,10 @@ class Engine:
         cancel: threading.Event,
         stdout: BinaryIO | None = None,
         on_dockerfile: Callable[[Dockerfile], None] | None = None,
+        around_shell: AroundShell | None = None,
     ) -> BuildResult:
-        """Build; ``on_dockerfile`` gets the parsed Dockerfile. Raises BuildFailed, Cancelled, PybuildError."""
+        """Build; ``on_dockerfile`` gets the parsed Dockerfile; ``around_shell``: holds the caller's terminal for ``--on-error=shell``, which
+        is not possible without. Raises BuildFailed, Cancelled, PybuildError."""
         from pybuild.builder.build import build
 
         with self.store.lease(), self.store.active.make() as scratch:
@@ -182,6 +185,11 @@ class Engine:
                 parts = self._parts(request, progress=progress, cancel=cancel, cache=cache, scratch=scratch)
                 if caches is not None:
                     parts = replace(parts, caches=caches)
+                if request.on_error is not None:
+                    from .failed_steps import on_failure
+
+                    handler = on_failure(self, request.on_error, around=around_shell, cancel=cancel)
+                    parts = replace(parts, on_failure=handler)
                 result = build(
                     request, parts, progress=progress, cancel=cancel, stdout=stdout, on_dockerfile=on_dockerfile
                 )
@@ -227,8 +235,8 @@ class Engine:
 
         from .image_keeper import CacheRecipes, StoreKeeper, StoreLayers
         from .image_source import StoreImageSource
-        from .parts_on_demand import ExecutorOnDemand, SnapshotsOnDemand
         from .layer_rewrites import StoreRewrites
+        from .parts_on_demand import ExecutorOnDemand, SnapshotsOnDemand
         from .remotes_on_demand import RemotesOnDemand
         from .ssh_sockets import SshSockets
 

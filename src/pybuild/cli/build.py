@@ -206,7 +206,13 @@ def run_build(request: BuildRequest, options: argparse.Namespace, environment: E
     restore = _cancel_on_signals(cancel)
     try:
         with environment.engine() as engine:
-            result = engine.build(request, progress=progress, cancel=cancel, stdout=sys.stdout.buffer)
+            result = engine.build(
+                request,
+                progress=progress,
+                cancel=cancel,
+                stdout=sys.stdout.buffer,
+                around_shell=progress.suspended,
+            )
     finally:
         restore()
         renderer.close()

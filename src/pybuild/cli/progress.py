@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+import threading
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Protocol, TextIO
 
 from pybuild.builder.progress import BuildWarning, Event
@@ -18,6 +20,9 @@ class Renderer(Protocol):
     def emit(self, event: Event) -> None: ...
 
     def close(self) -> None: ...
+
+    def pause(self) -> None:
+        """Leave the terminal to somebody else until the next event."""
 
 
 def renderer_for(mode: str, *, variables: Mapping[str, str], stream: TextIO | None = None) -> Renderer:
@@ -52,6 +57,23 @@ class Collecting:
     def __init__(self, inner: Renderer) -> None:
         self._inner = inner
         self._warnings: dict[tuple[str, str, tuple[int, int] | None], BuildWarning] = {}
+        self._guard = threading.Lock()
+        self._held: list[Event] | None = None
+
+    @contextmanager
+    def suspended(self, text: str) -> Iterator[None]:
+        """Show ``text``, then nothing until the context ends; what happens meanwhile is shown afterwards."""
+        with self._guard:
+            self._held = []
+            self._inner.pause()
+        print(text, file=sys.stderr, flush=True)
+        try:
+            yield
+        finally:
+            with self._guard:
+                held, self._held = self._held, None
+                for event in held:
+                    self._inner.emit(event)
 
     def emit(self, event: Event) -> None:
         if isinstance(event, BuildWarning):
@@ -59,6 +81,10 @@ class Collecting:
             if key in self._warnings:
                 return
             self._warnings[key] = event
+        with self._guard:
+            if self._held is not None:
+                self._held.append(event)
+                return
         self._inner.emit(event)
 
     @property

@@ -35,6 +35,9 @@ class JsonRenderer:
     def close(self) -> None:
         return None
 
+    def pause(self) -> None:
+        return None
+
     def _status(self, event: Event) -> dict[str, Any]:  # Any: the JSON edge
         match event:
             case StepStarted():

@@ -53,6 +53,9 @@ class PlainRenderer:
                     pass  # listed at the end, see report_warnings
             self._stream.flush()
 
+    def pause(self) -> None:
+        """Nothing is drawn between events."""
+
     def close(self) -> None:
         """Flush what processes wrote without a final newline."""
         with self._lock:

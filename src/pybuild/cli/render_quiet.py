@@ -11,3 +11,6 @@ class QuietRenderer:
 
     def close(self) -> None:
         return None
+
+    def pause(self) -> None:
+        return None

@@ -45,13 +45,14 @@ class TtyRenderer:
         self._drawn = 0
         self._begin = time.time()
         self._dirty = False
+        self._paused = False
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._loop, name="progress", daemon=True)
         self._thread.start()
 
     def emit(self, event: Event) -> None:
         with self._lock:
-            self._dirty = True
+            self._dirty, self._paused = True, False
             match event:
                 case StepStarted():
                     self._steps.setdefault(event.step, _Step(event.title, event.time))
@@ -70,6 +71,12 @@ class TtyRenderer:
                         step.ended, step.cached, step.error = event.time, event.cached, event.error
                 case BuildWarning():
                     pass
+
+    def pause(self) -> None:
+        """Leave what is drawn where it is, and draw a new block with the next event."""
+        with self._lock:
+            self._draw(final=True)
+            self._dirty, self._paused = False, True
 
     def close(self) -> None:
         self._stop.set()
@@ -91,7 +98,7 @@ class TtyRenderer:
         while not self._stop.wait(_REDRAW_SECONDS):
             with self._lock:
                 running = any(step.ended is None for step in self._steps.values())
-                if self._dirty or running:
+                if self._dirty or (running and not self._paused):
                     self._dirty = False
                     self._draw(final=False)
 
