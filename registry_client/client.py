@@ -41,7 +41,7 @@ from .manifests import (
     referrers_tag,
     verified,
 )
-from .references import Reference
+from .references import DEFAULT_HOST, Reference
 from .transport import (
     BytesBody,
     ConnectionFailed,
@@ -121,7 +121,10 @@ class RegistryClient:
         if response.status in (401, 403):
             failures = self.credentials.helper_failures if isinstance(self.credentials, DockerConfig) else {}
             failure = failures.get(host)
-            hint = f"{failure}" if failure else f"log in with pybuild login {host}"
+            hint = failure or f"log in with pybuild login {host}"
+            if host == DEFAULT_HOST and not failure:
+                # Docker Hub says the same of repositories that are private and of those that don't exist.
+                hint = "the repository doesn't exist, or needs pybuild login"
         return response.error(hint=hint)
 
 

@@ -5,6 +5,7 @@ Never interprets what the API answers.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterable, Mapping
 from urllib.parse import urlencode, urljoin, urlsplit
 
@@ -47,7 +48,9 @@ class Endpoint:
         self.transport = transport
         self._auth = auth
         self._schemes = (place.scheme,) if place.scheme in ("http", "https") else transport.settings.schemes(place.host)
-        self._scheme: str | None = self._schemes[0] if len(self._schemes) == 1 else None
+        self._scheme = self._schemes[0]
+        self._settled = len(self._schemes) == 1
+        self._settling = threading.RLock()
         self.head_refused = False
         """The registry answered 405 to a HEAD: use GET."""
         self.down = False
@@ -67,8 +70,7 @@ class Endpoint:
             pairs.append(("ns", self.place.namespace))
         prefix = f"{self.place.prefix}/" if self.place.prefix else ""
         tail = f"?{urlencode(pairs, safe=':/')}" if pairs else ""
-        scheme = self._scheme or self._schemes[0]
-        return f"{scheme}://{api_host(self.place.host)}/v2/{prefix}{path}{tail}"
+        return f"{self._scheme}://{api_host(self.place.host)}/v2/{prefix}{path}{tail}"
 
     def send(
         self,
@@ -97,9 +99,7 @@ class Endpoint:
             )
             return self.send_request(request, scopes=scopes, repository=repository)
 
-        if self._scheme is not None:
-            return attempt()
-        return self._find_scheme(attempt)
+        return self._with_scheme(attempt)
 
     def probe(self) -> Response:
         """Ask for the API's root without any credentials: 200, or 401 with the challenges. Any other status may come as well."""
@@ -107,7 +107,7 @@ class Endpoint:
         def attempt() -> Response:
             return self.transport.send(Request("GET", self.url("")))
 
-        return attempt() if self._scheme is not None else self._find_scheme(attempt)
+        return self._with_scheme(attempt)
 
     def send_request(self, request: Request, *, scopes: frozenset[str], repository: str = "") -> Response:
         """Send to a URL that the registry gave. The Authorization header goes along only if it is the registry's own origin."""
@@ -170,6 +170,16 @@ class Endpoint:
             said = next(response.chunks(4096), b"").lower()
         return response.status == 400 and (b"https" in said or b"tls" in said)
 
+    def _with_scheme(self, attempt: Callable[[], Response]) -> Response:
+        # The first request finds out which scheme the place speaks, while others wait.
+        if not self._settled:
+            with self._settling:
+                if not self._settled:
+                    response = self._find_scheme(attempt)
+                    self._settled = True
+                    return response
+        return attempt()
+
     def _find_scheme(self, attempt: Callable[[], Response]) -> Response:
         last: RegistryError | None = None
         for scheme in self._schemes:
@@ -178,14 +188,13 @@ class Endpoint:
                 response = attempt()
             except ConnectionFailed as error:
                 # Either side of a wrong guess: TLS bytes read as HTTP, or plain text read as TLS.
-                self._scheme = None
                 if error.kind not in ("protocol", "tls", "reset") or "not trusted" in error.reason:
                     raise
                 last = last or error
                 continue
             if scheme == "http" and response.status == 400 and scheme != self._schemes[-1] and self._wants_tls():
                 response.close()
-                self._scheme = None
                 continue
             return response
+        self._scheme = self._schemes[0]
         raise last or RegistryError(f"{self.place.host} answers neither HTTP nor HTTPS")

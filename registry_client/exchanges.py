@@ -146,7 +146,15 @@ class Response:
         codes, detail = error_detail(self._error_body())
         kinds: dict[int, type[UnexpectedStatus]] = {401: Unauthorized, 403: Denied, 404: NotFound, 429: RateLimited}
         kind = kinds.get(self.status, UnexpectedStatus)
-        return kind(self.method, self.url, status=self.status, codes=codes, detail=detail, hint=hint)
+        return kind(
+            self.method,
+            self.url,
+            status=self.status,
+            codes=codes,
+            detail=detail,
+            retry_after=self.headers.get("Retry-After"),
+            hint=hint,
+        )
 
     def _error_body(self) -> bytes:
         kept = b""

@@ -62,7 +62,8 @@ class BadRedirect(RegistryError):
 
 
 class UnexpectedStatus(RegistryError):
-    """An HTTP status that the operation has no use for. ``codes`` and ``detail`` are the registry's own, if it gave any."""
+    """An HTTP status that the operation has no use for. ``codes`` and ``detail`` are the registry's own, if it gave any;
+    ``retry_after`` is the header's text."""
 
     def __init__(
         self,
@@ -72,6 +73,7 @@ class UnexpectedStatus(RegistryError):
         status: int,
         codes: tuple[str, ...] = (),
         detail: str = "",
+        retry_after: str | None = None,
         hint: str | None = None,
     ) -> None:
         said = f": {detail}" if detail else ""
@@ -81,6 +83,7 @@ class UnexpectedStatus(RegistryError):
         self.status = status
         self.codes = codes
         self.detail = detail
+        self.retry_after = retry_after
 
     @staticmethod
     def _word(status: int) -> str:

@@ -30,7 +30,7 @@ from .failures import (
     UnexpectedStatus,
     error_detail,
 )
-from .redaction import redact_url
+from .redaction import redact_url, url_host, warning_text
 from .retry import retry_after_seconds
 from .settings import NetworkSettings, RegistrySettings, is_loopback
 
@@ -51,7 +51,7 @@ _REDIRECTS: Final = frozenset({301, 302, 303, 307, 308})
 class Transport:
     """Sends requests. Thread-safe. A context manager that closes its connections.
 
-    ``log`` gets one redacted line per request. ``sleep``, ``clock`` (monotonic seconds), ``wall_clock`` (seconds since the epoch, for
+    ``log`` gets one redacted line per request, ``on_warning`` what registries want their users to know, each text once. ``sleep``, ``clock`` (monotonic seconds), ``wall_clock`` (seconds since the epoch, for
     Retry-After dates) and ``jitter`` (0..1) are handed in by tests.
     """
 
@@ -61,6 +61,7 @@ class Transport:
         network: NetworkSettings | None = None,
         *,
         log: Callable[[str], None] | None = None,
+        on_warning: Callable[[str], None] | None = None,
         sleep: Callable[[float], None] | None = None,
         clock: Callable[[], float] = time.monotonic,
         wall_clock: Callable[[], float] = time.time,
@@ -69,6 +70,8 @@ class Transport:
         self.settings = settings or RegistrySettings()
         self.network = network or NetworkSettings()
         self._log = log
+        self._on_warning = on_warning
+        self._warned: set[tuple[str, str]] = set()
         self._sleep = sleep or self._interruptible_sleep
         self._sleepers: dict[int, threading.Event] = {}
         self._clock = clock
@@ -136,9 +139,13 @@ class Transport:
         ceiling: float = min(10.0, 0.2 * 2.0 ** min(attempt - 1, 10))
         return ceiling * (0.5 + self._jitter() / 2)
 
-    def pause(self, attempt: int) -> None:
-        """Wait as ``pause_seconds`` says."""
-        self._sleep(self.pause_seconds(attempt))
+    def pause(self, attempt: int, *, cause: RegistryError | None = None) -> None:
+        """Wait as ``pause_seconds`` says, or as long as the server asked with ``cause``. Raises ``cause`` if that is too long."""
+        header = cause.retry_after if isinstance(cause, UnexpectedStatus) else None
+        wait = retry_after_seconds(header, now=self._wall_clock())
+        if wait is not None and cause is not None and wait > _MAX_RETRY_AFTER_SECONDS:
+            raise cause
+        self._sleep(self.pause_seconds(attempt) if wait is None else wait + self._jitter())
 
     def interrupt(self, threads: Collection[int]) -> None:
         """Break the connections that these threads (by identifier) are using, so that whoever waits on one stops waiting."""
@@ -231,6 +238,12 @@ class Transport:
             if reader is not None:
                 reader.close()
         self._note(f"{method} {redact_url(url)} {response.status} {(self._clock() - start) * 1000:.0f} ms")
+        if self._on_warning is not None and (text := warning_text(response.headers.get("Warning", ""))):
+            with self._lock:
+                fresh = (url_host(url), text) not in self._warned
+                self._warned.add((url_host(url), text))
+            if fresh:
+                self._on_warning(f"{url_host(url)}: {text}")
         return response
 
     def _exchange(

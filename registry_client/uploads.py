@@ -22,6 +22,7 @@ from .transport import BodyReader, BytesBody, ConnectionFailed, RegistryError, R
 
 _CHUNK_BYTES: Final = 16 << 20
 _MOUNT_TRIES: Final = 3
+_STUCK_TRIES: Final = 2
 _RANGE = re.compile(r"(?:bytes[= ])?0-(\d{1,18})\Z")
 _PASSING: Final = frozenset({408, 429, 500, 502, 503, 504})
 _LOST: Final = frozenset({400, 404, 409, 410, 416, 499})
@@ -168,11 +169,14 @@ class BlobUpload:
     # --- sending ---
 
     def _send(self, session: _Session | None) -> None:
-        failures = 0
+        failures = stuck = 0
         chunked = False
         while True:
             reached = 0
             try:
+                if stuck >= _STUCK_TRIES and self._descriptor.size > _CHUNK_BYTES:
+                    # Something in front of the registry may close connections over bodies that it finds too large.
+                    chunked = True
                 session = session or self._start()
                 reached = session.offset
                 chunked = self._deliver(session, chunked=chunked)
@@ -194,11 +198,13 @@ class BlobUpload:
             if failures >= self._transport.network.attempts:
                 raise failure
             self._stop.check()
-            self._transport.pause(failures)
+            self._transport.pause(failures, cause=failure)
             if session is not None:
                 session = self._inquire(session)
-                if session is not None and session.offset > reached:
-                    failures = 0
+            if session is not None and session.offset > reached:
+                failures = stuck = 0
+            else:
+                stuck += 1
 
     def _deliver(self, session: _Session, *, chunked: bool) -> bool:
         # True if the registry (or what is in front of it) takes no body of this size.
@@ -222,9 +228,9 @@ class BlobUpload:
                 if response.status not in (201, 202, 204):
                     raise self._failed(response)
                 session.url = self._location(response)
-                session.offset = _reached(response, default=end)
-                if session.offset > size:
-                    raise _Lost(RegistryError(f"{self._repository.registry} counts more bytes than were sent"))
+                before, session.offset = session.offset, _reached(response, default=end)
+                if not before < session.offset <= end:
+                    raise _Lost(RegistryError(f"{self._repository.registry} counts other bytes than were sent"))
         with self._request("PUT", self._with_digest(session.url), body=BytesBody(b"")) as response:
             if response.status not in (200, 201, 204):
                 raise self._failed(response)

@@ -34,7 +34,7 @@ from pybuild.registry_client.push import MissingContent, PushReport, push
 from pybuild.registry_client.references import Reference
 from pybuild.registry_client.settings import NetworkSettings
 from pybuild.registry_client.stores import RememberedOrigins
-from pybuild.registry_client.transport import Denied, Transport, Unauthorized, UnexpectedStatus
+from pybuild.registry_client.transport import Denied, RateLimited, Transport, Unauthorized, UnexpectedStatus
 
 pytestmark = pytest.mark.integration
 NAME = "team/app"
@@ -235,6 +235,46 @@ def test_a_body_too_large_for_what_is_in_front_is_sent_in_chunks(registry: Fault
     pushed(registry, store, image)
     complete(registry, store, image)
     assert len(registry.requests("PATCH")) == 3
+
+
+def test_connections_closed_over_large_bodies_lead_to_chunks_too(registry: FaultRegistry, store: BlobStore) -> None:
+    image = make_image(store, layers=1, size=40 << 20)
+    registry.on("PUT", "/blobs/uploads/", lambda x: x.reset() if int(x.headers["content-length"]) > 17 << 20 else False)
+    pushed(registry, store, image)
+    complete(registry, store, image)
+    assert len(registry.requests("PATCH")) == 3
+
+
+def test_a_registry_that_counts_wrong_is_given_up(registry: FaultRegistry, store: BlobStore) -> None:
+    image = make_image(store, layers=1, size=40 << 20)
+    registry.on("PUT", "/blobs/uploads/", refuse(413, "TOOBIG"))
+    registry.on("PATCH", "/blobs/uploads/", lambda x: x.reply(202, Location=x.path + "?at=0", Range="0-0"))
+    with pytest.raises(PybuildError, match="counts other bytes"):
+        pushed(registry, store, image, client=client_for(attempts=3))
+
+
+def test_uploads_wait_as_long_as_the_registry_says(registry: FaultRegistry, store: BlobStore) -> None:
+    image = make_image(store, layers=1)
+    registry.on("PUT", "/blobs/uploads/", refuse(429, "TOOMANYREQUESTS", Retry_After="9"), times=1)
+    sleeps: list[float] = []
+    with RegistryClient(Transport(sleep=sleeps.append)) as client:
+        push(client, Reference.parse(f"{registry.host}/{NAME}:1"), image, store)
+    complete(registry, store, image)
+    assert [9 <= pause <= 10 for pause in sleeps] == [True]
+    registry.on("PUT", "/blobs/uploads/", refuse(429, "TOOMANYREQUESTS", Retry_After="9999"))
+    with pytest.raises(RateLimited):
+        pushed(registry, store, make_image(store, layers=1, seed=2))
+
+
+def test_what_a_registry_wants_its_users_to_know_is_passed_on_once(registry: FaultRegistry, store: BlobStore) -> None:
+    def warn(x: Exchange) -> bool:
+        return x.reply(404, Warning='299 - "this registry moves \\"soon\\""')
+
+    registry.on("HEAD", "/manifests/", warn)
+    heard: list[str] = []
+    with RegistryClient(Transport(on_warning=heard.append)) as client:
+        push(client, Reference.parse(f"{registry.host}/{NAME}:1"), make_image(store, layers=1), store)
+    assert heard == [f'{registry.host}: this registry moves "soon"']
 
 
 def test_locations_may_be_absolute_and_keep_their_query(registry: FaultRegistry, store: BlobStore) -> None:

@@ -7,12 +7,14 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from registry_servers.connect_proxy import ConnectProxy
 from registry_servers.docker_registry import PROGRAM, RunningRegistry, docker_registry
 from registry_servers.private_ca import PrivateCa, private_ca
 from registry_servers.sample_images import AMD64, ARM64, make_image, make_index, read
@@ -31,7 +33,7 @@ from pybuild.registry_client.login import login
 from pybuild.registry_client.pull import pull
 from pybuild.registry_client.push import push
 from pybuild.registry_client.references import Reference
-from pybuild.registry_client.settings import RegistrySettings
+from pybuild.registry_client.settings import NetworkSettings, Proxies, RegistrySettings
 from pybuild.registry_client.transport import (
     ConnectionFailed,
     RegistryError,
@@ -333,6 +335,34 @@ def test_client_certificates(ca: PrivateCa, store: BlobStore, tmp_path: Path) ->
         with client_for(RegistrySettings.from_tables({registry.host: table})) as client:
             with pytest.raises(RegistryError):
                 client.ping(registry.host)
+
+
+def test_tls_goes_through_a_proxy_that_wants_a_secret(ca: PrivateCa, store: BlobStore, tmp_path: Path) -> None:
+    with (
+        docker_registry(tmp_path / "tls", tls=(ca.server, ca.server_key)) as registry,
+        ConnectProxy(user="me", secret="s3cret") as proxy,
+    ):
+        host = f"registry.test:{registry.port}"  # a name that only the proxy can resolve
+        settings = RegistrySettings.from_tables({host: {"ca": [str(ca.ca)]}})
+        lines: list[str] = []
+        network = NetworkSettings(proxies=Proxies(https=f"http://me:s3cret@127.0.0.1:{proxy.port}"))
+        with RegistryClient(Transport(settings, network, log=lines.append)) as client:
+            round_trip(client, f"{host}/proxied/app:1", store, BlobStore(tmp_path / "fresh"))
+        assert set(proxy.tunnels) == {host}
+        assert not any("s3cret" in line for line in lines)
+        network = NetworkSettings(proxies=Proxies(https=f"http://127.0.0.1:{proxy.port}"))
+        with RegistryClient(Transport(settings, network)) as client, pytest.raises(ConnectionFailed, match="proxy"):
+            client.ping(host)
+
+
+def test_a_tls_registry_on_loopback_is_found_by_many_threads_at_once(ca: PrivateCa, tmp_path: Path) -> None:
+    with docker_registry(tmp_path / "tls", tls=(ca.server, ca.server_key)) as registry:
+        certs = tmp_path / "certs.d" / registry.host
+        certs.mkdir(parents=True)
+        shutil.copy(ca.ca, certs / "ca.crt")
+        with client_for(RegistrySettings(certs_d=(str(tmp_path / "certs.d"),))) as client:
+            with ThreadPoolExecutor(8) as pool:
+                list(pool.map(lambda n: client.ping(registry.host), range(16)))
 
 
 def test_a_certificate_for_another_name_is_refused(ca: PrivateCa, tmp_path: Path) -> None:
