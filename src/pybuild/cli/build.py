@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import signal
@@ -16,9 +15,11 @@ from pybuild.errors import UsageError
 
 from .attestation_options import attestations, metadata_provenance, version_control
 from .environment import Environment
-from .options import Parser, existing_parent, key_value
+from .options import HIDDEN, Parser, existing_parent, key_value
 
 if TYPE_CHECKING:
+    from argparse import Namespace
+
     from pybuild.builder.assemble import Annotations
     from pybuild.builder.build import BuildResult
     from pybuild.builder.outputs import Output
@@ -178,9 +179,9 @@ def add_build_options(out: Parser) -> None:
         metavar="shell|keep",
         help="when a RUN fails: open a shell in it, or keep its file system",
     )
-    out.add_argument("-m", "--memory", help=argparse.SUPPRESS)
-    out.flag("--rm", help=argparse.SUPPRESS)
-    out.flag("--force-rm", help=argparse.SUPPRESS)
+    out.add_argument("-m", "--memory", help=HIDDEN)
+    out.flag("--rm", help=HIDDEN)
+    out.flag("--force-rm", help=HIDDEN)
 
 
 def build(arguments: list[str], environment: Environment) -> int:
@@ -195,7 +196,7 @@ def build(arguments: list[str], environment: Environment) -> int:
     return run_build(request, options, environment)
 
 
-def run_build(request: BuildRequest, options: argparse.Namespace, environment: Environment) -> int:
+def run_build(request: BuildRequest, options: Namespace, environment: Environment) -> int:
     """Build, show, report."""
     from .progress import Collecting, renderer_for, report_warnings
 
@@ -222,7 +223,7 @@ def run_build(request: BuildRequest, options: argparse.Namespace, environment: E
     return 0
 
 
-def _write_results(result: BuildResult, options: argparse.Namespace) -> None:
+def _write_results(result: BuildResult, options: Namespace) -> None:
     if options.iidfile:
         _write_file(options.iidfile, result.image_id or "")
     if options.metadata_file:
@@ -260,7 +261,7 @@ class _Restore:
             signal.signal(number, handler)  # type: ignore[arg-type]  # what signal.signal itself returned
 
 
-def _call(options: argparse.Namespace) -> tuple[str, str]:
+def _call(options: Namespace) -> tuple[str, str]:
     method, _, attributes = options.call.partition(",")
     if options.check:
         method = "check"
@@ -274,7 +275,7 @@ def _call(options: argparse.Namespace) -> tuple[str, str]:
     return method, form
 
 
-def request_from(options: argparse.Namespace, variables: Mapping[str, str]) -> BuildRequest:
+def request_from(options: Namespace, variables: Mapping[str, str]) -> BuildRequest:
     """The request that the options mean. Raises UsageError for what can't be."""
     from pybuild.builder.outputs import Output, OutputType, check_outputs, parse_output
     from pybuild.builder.request import BuildRequest
@@ -347,7 +348,7 @@ def request_from(options: argparse.Namespace, variables: Mapping[str, str]) -> B
     )
 
 
-def _check_caches(options: argparse.Namespace) -> None:
+def _check_caches(options: Namespace) -> None:
     """Refuse cache options that can't be understood before anything is done. Raises UsageError."""
     given = (options.cache_from, options.cache_to, options.cache_repo)
     if not any((*given, options.cache_mounts_from, options.cache_mounts_to)):

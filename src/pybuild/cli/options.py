@@ -1,87 +1,171 @@
-"""The argument parser that all commands use: docker's conventions, errors as UsageError. Holds no command's options."""
+"""The options of all commands: docker's conventions, errors as UsageError. Holds no command's options.
+
+Declarations are argparse's. An ordinary command line is read here; anything else (help, a mistake, a rare form) is given to argparse
+(``options_argparse.py``), so that there is one judge of what is right: importing it and declaring the options to it costs more
+than a cached build's steps.
+"""
 
 from __future__ import annotations
 
-import argparse
 import os
-import shutil
-from collections.abc import Sequence
-from typing import NoReturn
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 from pybuild.errors import UsageError
 
+if TYPE_CHECKING:
+    from argparse import Namespace
+else:
+    from types import SimpleNamespace as Namespace
 
-class Formatter(argparse.RawDescriptionHelpFormatter):
-    """Wide enough for docker-like two-column help, within the terminal."""
+HIDDEN: Final = "==SUPPRESS=="
+"""As ``help``: the option is not shown (argparse's own mark)."""
 
-    def __init__(self, prog: str) -> None:
-        width = min(120, shutil.get_terminal_size((100, 24)).columns)
-        super().__init__(prog, max_help_position=34, width=width)
+Declared: TypeAlias = tuple[tuple[str, ...], Mapping[str, Any]]  # Any: what argparse's add_argument takes
 
-    def _format_action_invocation(self, action: argparse.Action) -> str:
-        if action.nargs == "?" and action.const is True:
-            return ", ".join(action.option_strings)
-        if action.option_strings and action.nargs != 0:
-            return f"{', '.join(action.option_strings)} {action.metavar or action.dest.upper()}"
-        return super()._format_action_invocation(action)
+_READ_HERE: Final = frozenset({"action", "choices", "default", "dest", "help", "metavar", "nargs", "switch", "type"})
 
 
-class Parser(argparse.ArgumentParser):
+class InvalidBoolean(ValueError):
+    """A switch has a value that is neither true nor false."""
+
+
+class _Unusual(Exception):
+    """The command line, or the declaration, is not of the forms that are read here."""
+
+
+class Parser:
     """One command's options. ``--help`` prints and exits 0; an error raises UsageError."""
 
     def __init__(self, command: str, *, usage: str, description: str, epilog: str | None = None) -> None:
-        super().__init__(
-            prog=f"pybuild {command}",
-            usage=f"pybuild {command} {usage}",
-            description=description,
-            epilog=epilog,
-            formatter_class=Formatter,
-            allow_abbrev=False,
-        )
         self._command = command
+        self._usage = usage
+        self._description = description
+        self._epilog = epilog
+        self._declared: list[Declared] = []
 
-    def error(self, message: str) -> NoReturn:
-        text = message.replace("the following arguments are required: ", "missing argument: ")
-        raise UsageError(text, hint=f"see 'pybuild {self._command} --help'")
+    def add_argument(self, *names: str, **settings: Any) -> None:  # Any: as argparse's add_argument
+        """Declare an option or a positional argument, as for argparse."""
+        self._declared.append((names, settings))
 
     def flag(self, *names: str, help: str) -> None:
         """A switch that also takes ``=true``/``=false``, as docker's do. Hyphens may not be abbreviated."""
-        self.add_argument(*names, nargs="?", const=True, default=False, type=_boolean, metavar="", help=help)
+        self._declared.append((names, {"switch": True, "default": False, "type": boolean, "help": help}))
 
-    def parse(self, arguments: Sequence[str]) -> argparse.Namespace:
+    def set_defaults(self, **values: object) -> None:
+        """Other defaults than the declared ones, by destination."""
+        self._declared = [
+            (names, {**settings, "default": values[_destination(names, settings)]})
+            if _destination(names, settings) in values
+            else (names, settings)
+            for names, settings in self._declared
+        ]
+
+    def parse(self, arguments: Sequence[str]) -> Namespace:
         """Parse; a switch never swallows the word after it. Raises UsageError."""
-        switches = {
-            name
-            for action in self._actions
-            if action.nargs == "?" and action.const is True
-            for name in action.option_strings
-        }
-        fixed: list[str] = []
-        for position, word in enumerate(arguments):
-            if word == "--":
-                fixed.extend(arguments[position:])
-                break
-            fixed.append(f"{word}=true" if word in switches and word.startswith("--") else word)
-        return self.parse_args(_separate_short_switches(fixed, switches))
+        try:
+            return Namespace(**_read(self._declared, arguments))
+        except _Unusual:
+            from .options_argparse import ArgparseParser
+
+            parser = ArgparseParser(
+                self._command,
+                self._declared,
+                usage=self._usage,
+                description=self._description,
+                epilog=self._epilog,
+            )
+            return parser.parse(arguments)
 
 
-def _separate_short_switches(arguments: list[str], switches: set[str]) -> list[str]:
-    """``-q PATH`` must not read PATH as the value of ``-q``: write it as ``-qtrue``."""
-    out: list[str] = []
-    for position, word in enumerate(arguments):
-        if word == "--":
-            return out + arguments[position:]
-        out.append(f"{word}true" if word in switches and len(word) == 2 else word)
-    return out
+def _read(declared: Sequence[Declared], arguments: Sequence[str]) -> dict[str, object]:
+    """The values by destination. Raises _Unusual for whatever needs a closer look."""
+    values: dict[str, object] = {}
+    options: dict[str, tuple[str, Mapping[str, Any]]] = {}
+    positionals: list[tuple[str, Mapping[str, Any]]] = []
+    for names, settings in declared:
+        if not settings.keys() <= _READ_HERE or settings.get("action", "append") != "append":
+            raise _Unusual
+        dest = _destination(names, settings)
+        values[dest] = settings.get("default")
+        if names[0].startswith("-"):
+            if "nargs" in settings:
+                raise _Unusual
+            options.update((name, (dest, settings)) for name in names)
+        else:
+            positionals.append((dest, settings))
+    words = iter(arguments)
+    given: list[str] = []
+    for word in words:
+        if word == "-" or not word.startswith("-"):
+            given.append(word)
+            continue
+        name, equals, value = word.partition("=")
+        found = options.get(name)
+        if found is None or (equals and not name.startswith("--")):
+            raise _Unusual
+        dest, settings = found
+        if settings.get("switch"):
+            if not equals:
+                value = "true"
+        elif not equals:
+            value = next(words, "--")
+            if value.startswith("-") and value != "-":
+                raise _Unusual
+        converted = _convert(value, settings)
+        values[dest] = [*(values[dest] or ()), converted] if settings.get("action") == "append" else converted  # type: ignore[misc]  # appended to a list only
+    _place(positionals, given, values)
+    return values
 
 
-def _boolean(text: str) -> bool:
+def _destination(names: Sequence[str], settings: Mapping[str, Any]) -> str:
+    name: str = settings.get("dest") or next((name for name in names if name.startswith("--")), names[0])
+    return name.lstrip("-").replace("-", "_")
+
+
+def _place(
+    positionals: Sequence[tuple[str, Mapping[str, Any]]], given: Sequence[str], values: dict[str, object]
+) -> None:
+    """Give the words that are no options to the positional arguments, of which only the last may take a varying number."""
+    rest = list(given)
+    for position, (dest, settings) in enumerate(positionals):
+        count = settings.get("nargs")
+        if count is None:
+            if not rest:
+                raise _Unusual
+            values[dest] = _convert(rest.pop(0), settings)
+        elif position != len(positionals) - 1 or count not in ("?", "+"):
+            raise _Unusual
+        elif count == "+":
+            if not rest:
+                raise _Unusual
+            values[dest] = [_convert(word, settings) for word in rest]
+            rest = []
+        elif rest:
+            values[dest] = _convert(rest.pop(0), settings)
+    if rest:
+        raise _Unusual
+
+
+def _convert(text: str, settings: Mapping[str, Any]) -> object:
+    convert = settings.get("type")
+    try:
+        value: object = text if convert is None else convert(text)
+    except ValueError:
+        raise _Unusual from None
+    if value not in settings.get("choices", (value,)):
+        raise _Unusual
+    return value
+
+
+def boolean(text: str) -> bool:
+    """The value of a switch. Raises InvalidBoolean."""
     lowered = text.lower()
     if lowered in ("1", "t", "true"):
         return True
     if lowered in ("0", "f", "false"):
         return False
-    raise argparse.ArgumentTypeError(f"invalid boolean value {text!r}")
+    raise InvalidBoolean(f"invalid boolean value {text!r}")
 
 
 def key_value(text: str, *, option: str) -> tuple[str, str]:
