@@ -5,8 +5,6 @@ Follows BuildKit's rules for ``created`` times. Runs nothing, compresses nothing
 
 from __future__ import annotations
 
-import math
-import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
@@ -29,6 +27,8 @@ from pybuild.layers.descriptor import (
 )
 from pybuild.layers.digest import Digest
 from pybuild.layers.image import History, ImageConfig, Index, Manifest
+from pybuild.layers.rfc3339 import parse_rfc3339 as parse_rfc3339
+from pybuild.layers.rfc3339 import rfc3339 as rfc3339
 from pybuild.values import dataclass, field, replace
 
 _TO_DOCKER = {
@@ -85,31 +85,6 @@ class Annotations:
 
     def of_descriptor(self, platform: Platform) -> dict[str, str]:
         return {**self.manifest_descriptor.get("", {}), **self.manifest_descriptor.get(str(platform), {})}
-
-
-def rfc3339(seconds: float) -> str:
-    """Seconds since the epoch as RFC 3339 in UTC, as Go prints it: no fraction when there is none, no trailing zeros."""
-    # By hand: every build needs this, and importing datetime costs more than a cached step.
-    part, whole = math.modf(seconds)
-    carry, micro = divmod(round(part * 1e6), 1_000_000)
-    moment = time.gmtime(whole + carry)
-    text = f"{moment[0]:04d}-{moment[1]:02d}-{moment[2]:02d}T{moment[3]:02d}:{moment[4]:02d}:{moment[5]:02d}"
-    fraction = f"{micro:06d}".rstrip("0")
-    return f"{text}.{fraction}Z" if fraction else f"{text}Z"
-
-
-def parse_rfc3339(text: str) -> float | None:
-    """Seconds since the epoch of RFC 3339 text with up to nine fractional digits, None if it is something else."""
-    from datetime import datetime
-
-    try:
-        head, dot, tail = text.partition(".")
-        if dot:
-            digits = len(tail) - len(tail.lstrip("0123456789"))
-            text = f"{head}.{tail[:digits][:6].ljust(6, '0')}{tail[digits:]}"
-        return datetime.fromisoformat(text.replace("Z", "+00:00")).timestamp()
-    except (ValueError, OverflowError):
-        return None
 
 
 def complete_config(image: BuiltImage, *, epoch: int | None) -> ImageConfig:

@@ -35,7 +35,6 @@ from .progress import BuildWarning, Progress, StepDone, StepStarted
 from .protocols import Snapshots
 from .request import BuildRequest
 from .reshape import LayerRewrites, dated, squashed, with_limited_times
-from .tree_export import entries_of, export_directory
 
 if TYPE_CHECKING:
     from .attestations import Attestation
@@ -266,6 +265,8 @@ class Exporters:
     # --- files -------------------------------------------------------------------------------------------------------
 
     def _local(self, output: Output, images: Sequence[BuiltImage]) -> None:
+        from .tree_export import export_directory
+
         assert output.dest is not None  # checked when it was parsed
         root = Path(self._request.directory, output.dest)
         step = self._begin("exporting to client directory")
@@ -285,6 +286,8 @@ class Exporters:
             raise
 
     def _tar(self, output: Output, images: Sequence[BuiltImage], stdout: BinaryIO | None) -> None:
+        from .tree_export import entries_of
+
         step = self._begin("exporting to client tarball")
 
         def write(out: BinaryIO) -> None:

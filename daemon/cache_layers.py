@@ -22,7 +22,6 @@ from pybuild.layers.entries import Layer
 from pybuild.layers.layer_index import LayerBlob
 from pybuild.values import dataclass
 
-
 if TYPE_CHECKING:
     from pybuild.layers.layer_compressor import LayerCompressor
     from pybuild.layers.snapshots import SnapshotStore

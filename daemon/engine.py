@@ -251,7 +251,7 @@ class Engine:
             cancel=cancel,
         )
         layers = StoreLayers(self.store)
-        snapshots = SnapshotsOnDemand(lambda: self.snapshots)
+        snapshots = SnapshotsOnDemand(lambda: self.snapshots, index=self.store.layers)
         return BuildParts(
             executor=ExecutorOnDemand(lambda: self.executor),
             snapshots=snapshots,

@@ -68,7 +68,9 @@ class ImageFilter:
                 case "before" | "since":
                     times[key] = value
                 case _:
-                    raise UsageError(f"invalid filter {key!r}", hint="the filters are dangling, label, reference, before, since")
+                    raise UsageError(
+                        f"invalid filter {key!r}", hint="the filters are dangling, label, reference, before, since"
+                    )
         return cls(dangling, tuple(labels), tuple(references), name, times.get("before"), times.get("since"))
 
 
@@ -174,7 +176,9 @@ def _matches(repository: str, tag: str, wanted: ImageFilter) -> bool:
     )
 
 
-def inspect_image(images: Images, image: StoredImage, *, platform: str | None = None) -> dict[str, Any]:  # Any: the JSON edge
+def inspect_image(
+    images: Images, image: StoredImage, *, platform: str | None = None
+) -> dict[str, Any]:  # Any: the JSON edge
     """``docker inspect``'s answer for an image. Raises UsageError if it has nothing for ``platform``."""
     from pybuild.builder.platforms import parse_platform
 

@@ -16,6 +16,7 @@ from pybuild.layers.digest import Digest
 if TYPE_CHECKING:
     from pybuild.builder.protocols import ExitStatus, ProcessSpec
     from pybuild.layers.entries import Layer, LayerEntry
+    from pybuild.layers.layer_index import LayerIndex
     from pybuild.layers.snapshots import ActiveLayer, SnapshotStore
     from pybuild.layers.views import FileView
 
@@ -40,12 +41,13 @@ class ExecutorOnDemand:
 class SnapshotsOnDemand:
     """Satisfies the builder's ``Snapshots``; see ``SnapshotStore``."""
 
-    def __init__(self, get: Callable[[], SnapshotStore]) -> None:
+    def __init__(self, get: Callable[[], SnapshotStore], *, index: LayerIndex) -> None:
         self._get = get
+        self._index = index
 
     def has(self, stack: Sequence[Digest]) -> bool:
         """See Snapshots."""
-        return self._get().has(stack)
+        return self._index.present(stack)
 
     def view(self, stack: Sequence[Digest]) -> AbstractContextManager[FileView]:
         """See Snapshots."""

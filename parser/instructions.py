@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, TypeAlias
 
-from pybuild.values import pattern
+from pybuild.values import dataclass, pattern, replace
 
 from . import ast
 from .expand import ExpansionError, expand_text
@@ -219,7 +219,8 @@ def _strings(children: Sequence[Node | Token]) -> tuple[str, ...]:
 _Rest: TypeAlias = Sequence[Node | Token]
 
 
-class _Parts(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class _Parts:
     """``rest``: what follows keyword and flags; ``flags``: their tokens; ``common``: keyword arguments that all instructions take."""
 
     rest: _Rest
@@ -399,7 +400,7 @@ def _volume(builder: InstructionBuilder, parts: _Parts) -> ast.Instruction:
             path = token.text.strip(SPACE)
             if not path:
                 raise TokenError.at("VOLUME specified can not be an empty string", token)
-            paths.append(builder.word(token._replace(text=path)))
+            paths.append(builder.word(replace(token, text=path)))
     return ast.Volume(**parts.common, paths=tuple(paths))
 
 

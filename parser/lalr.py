@@ -45,7 +45,7 @@ def parse(tokens: Sequence[Token]) -> Node:
     states = [_tables.START]
     values: list[Child | list[Child]] = []
     for token in tokens:
-        kind = token[0]
+        kind = token.type
         while True:
             action = _STATES[states[-1]].get(kind)
             if action is None:

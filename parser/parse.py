@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 
-from pybuild.values import pattern
+from pybuild.values import pattern, replace
 
 from .ast import Arg, From, Heredoc, Instruction, Stage
 from .dockerfile import Dockerfile, Node
@@ -195,7 +195,7 @@ class _File:
                 if opening.certain:
                     raise self._unterminated(line, opening)
                 if tokens[0].type in ("COPY", "ADD"):
-                    kept.append(token._replace(type="WORD", heredoc=None))
+                    kept.append(replace(token, type="WORD", heredoc=None))
                 continue
             body, span = found
             content = _LEADING_TABS.sub("", body) if opening.strip_tabs else body

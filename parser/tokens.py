@@ -7,9 +7,8 @@ RUN takes the rest of the line. Decides JSON form against shell form. Never judg
 from __future__ import annotations
 
 import re
-from typing import NamedTuple
 
-from pybuild.values import pattern
+from pybuild.values import dataclass, pattern, replace
 
 from .go_text import SPACE
 from .heredocs import HeredocWord, find_heredocs
@@ -22,7 +21,8 @@ KEYWORDS = (
 _KEYWORDS = frozenset(KEYWORDS)
 
 
-class Token(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Token:
     """``type``: a terminal of the grammar; ``text``: its value (of a flag without quotes and escapes, of a JSON string decoded);
     ``start`` and ``end``: what it covers in the logical line; ``heredoc``: of a HEREDOC, what it opens."""
 
@@ -160,7 +160,7 @@ class _Tokenizer:
             case "FROM":
                 self._words(start, self._end)
                 if len(self.tokens) >= 3 and self.tokens[-2].type == "WORD" and self.tokens[-2].text.lower() == "as":
-                    self.tokens[-2] = self.tokens[-2]._replace(type="AS")
+                    self.tokens[-2] = replace(self.tokens[-2], type="AS")
             case "ENV" | "LABEL":
                 self._pairs(start, legacy=True)
             case "ARG":
@@ -271,7 +271,7 @@ def _word_pattern(escape: str) -> re.Pattern[str]:
     # Words of ARG, ENV and LABEL: quotes join, the escape character takes the next one along (not inside '…'), an
     # unclosed quote lasts to the end. The alternatives begin differently, so nothing is ever tried twice.
     e = re.escape(escape)
-    return re.compile(
+    return pattern(
         rf"""(?:[^{SPACE}'"{e}]++|{e}.|"(?:[^"{e}]|{e}.)*+(?:"|{e}?\Z|\Z)|'[^']*+(?:'|\Z)|{e}\Z)++""", re.DOTALL
     )
 

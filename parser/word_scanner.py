@@ -6,9 +6,9 @@ Owns the syntax of words. Never knows a variable's value, nor what an instructio
 from __future__ import annotations
 
 import re
-from typing import NamedTuple, TypeAlias
+from typing import TypeAlias
 
-from pybuild.values import dataclass
+from pybuild.values import dataclass, pattern
 
 _DEPTH_LIMIT = 100
 
@@ -45,7 +45,8 @@ class Variable:
 Part: TypeAlias = Literal | Variable
 
 
-class Mode(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Mode:
     """How a word is read. ``keep_quotes`` and ``keep_escapes``: they do what they do, and stay; ``plain_quotes``: quotes are
     characters like others."""
 
@@ -260,7 +261,7 @@ def _joined(parts: list[Part]) -> list[Part]:
 
 
 def _run(excluded: str) -> re.Pattern[str]:
-    return re.compile(f"[^{re.escape(excluded)}]++")
+    return pattern(f"[^{re.escape(excluded)}]++")
 
 
 # What needs no look, by escape character and by what ends the operand.

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from pybuild.values import replace
+
 from .flags import read_flags
 from .go_text import quote
 from .lalr import UnexpectedToken
@@ -120,7 +122,7 @@ def _unfit(
 def blank_name(keyword: str, key: Token) -> TokenError:
     """A pair begins with its equal sign; ``key`` is the empty token in front of it."""
     return TokenError.at(
-        f"{keyword} names can not be blank", key._replace(end=key.start + 1), hint=f"The form is: {_FORMS[keyword]}"
+        f"{keyword} names can not be blank", replace(key, end=key.start + 1), hint=f"The form is: {_FORMS[keyword]}"
     )
 
 

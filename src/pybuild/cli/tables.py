@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import json
 import sys
+import time
 from collections.abc import Mapping, Sequence
-from datetime import UTC, datetime
 from typing import Any
-
-from .templates import render
 
 Row = Mapping[str, Any]  # Any: what a template may show
 
@@ -47,7 +45,7 @@ def human_age(seconds: float) -> str:
 
 def parse_time(text: str | None) -> float | None:
     """Seconds since the epoch of RFC 3339 text, None if there is none or it can't be read."""
-    from pybuild.builder.assemble import parse_rfc3339
+    from pybuild.layers.rfc3339 import parse_rfc3339
 
     return None if not text else parse_rfc3339(text)
 
@@ -60,7 +58,7 @@ def age_of(text: str | None, now: float) -> str:
 
 def docker_time(seconds: float) -> str:
     """``2026-01-31 12:00:00 +0000 UTC``, as docker's templates print times."""
-    return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%d %H:%M:%S +0000 UTC")
+    return time.strftime("%Y-%m-%d %H:%M:%S +0000 UTC", time.gmtime(seconds))
 
 
 def print_table(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
@@ -73,17 +71,22 @@ def print_table(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
 def print_rows(rows: Sequence[Row], columns: Mapping[str, str], *, form: str | None) -> None:
     """Print ``rows`` as ``--format`` asks: None or ``table``: ``columns`` (field → header); ``json``: a line of JSON a row;
     ``table TEMPLATE``: tab-separated template as columns; else a template a row."""
-    if form in (None, "", "table"):
+    if not form or form == "table":
         print_table(list(columns.values()), [[str(row[field]) for field in columns] for row in rows])
-    elif form == "json":
+        return
+    if form == "json":
         for row in rows:
             print(json.dumps(row, ensure_ascii=False))
-    elif form is not None and form.startswith("table "):
+        return
+    # What templates need is imported only for them.
+    from .templates import render
+
+    if form.startswith("table "):
         template = form.removeprefix("table ").replace("\\t", "\t").replace("\\n", "\n")
         headers = {field: columns.get(field, field.upper()) for row in rows[:1] for field in row} or dict(columns)
         lines = [render(template, headers).split("\t"), *(render(template, row).split("\t") for row in rows)]
         print_table(lines[0], lines[1:])
-    elif form is not None:
+    else:
         template = form.replace("\\t", "\t").replace("\\n", "\n")
         for row in rows:
             sys.stdout.write(render(template, row) + "\n")
