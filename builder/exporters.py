@@ -31,6 +31,7 @@ from .assemble import (
 from .image_names import ImageName
 from .lower import LoweredImage
 from .outputs import Output, OutputType
+from .platforms import format_platform
 from .progress import BuildWarning, Progress, StepDone, StepStarted
 from .protocols import Snapshots
 from .request import BuildRequest
@@ -378,7 +379,8 @@ def _config_digest(config: ImageConfig) -> Digest:
 
 
 def _folder(platform: Platform) -> str:
-    return str(platform).replace("/", "_")
+    """The name of a platform's folder: with the operating system's version, which may be all that differs."""
+    return format_platform(platform).replace("/", "_")
 
 
 def _merged(annotations: Annotations, output: Output) -> Annotations:

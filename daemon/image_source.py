@@ -12,7 +12,7 @@ import threading
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from pybuild.builder.platforms import normalize_platform
+from pybuild.builder.platforms import format_platform
 from pybuild.builder.protocols import ResolvedImage
 from pybuild.errors import PybuildError
 from pybuild.layers.blobs import BlobNotFound
@@ -21,6 +21,7 @@ from pybuild.layers.digest import Digest
 from pybuild.layers.image import ImageConfig, Manifest
 from pybuild.layers.images import MANIFEST_LIMIT_BYTES, StoredPlatform
 from pybuild.layers.store import Store
+from pybuild.registry_client.platforms import rank
 from pybuild.registry_client.references import Reference
 
 from .registries import Registries
@@ -94,14 +95,10 @@ class StoreImageSource:
         image = self._store.images.find(*lookups)
         if image is None:
             return None
-        wanted = normalize_platform(platform)
-        for part in image.platforms:
-            offered = normalize_platform(part.platform)
-            if (offered.os, offered.architecture) == (wanted.os, wanted.architecture) and wanted.variant in (
-                "",
-                offered.variant,
-            ):
-                return self._stored(reference, part, image.descriptor.digest)
+        fitting = [(fit, part) for part in image.platforms if (fit := rank(part.platform, platform)) is not None]
+        if fitting:
+            _, best = min(fitting, key=lambda found: found[0])
+            return self._stored(reference, best, image.descriptor.digest)
         if len(image.platforms) == 1 and platform.os == image.platforms[0].platform.os:
             # As docker does with an explicit local image: what was built or loaded for another machine is taken with a finding.
             return self._stored(reference, image.platforms[0], image.descriptor.digest)
@@ -115,7 +112,7 @@ class StoreImageSource:
         return ResolvedImage(reference, part.manifest, index, config, tuple(layer.descriptor for layer in part.layers))
 
     def _remembered(self, reference: str, platform: Platform) -> ResolvedImage | None:
-        fact = self._store.facts.get(_FACT, f"{reference} {platform}")
+        fact = self._store.facts.get(_FACT, f"{reference} {format_platform(platform)}")
         if fact is None:
             return None
         value = json.loads(fact.value)
@@ -156,7 +153,10 @@ class StoreImageSource:
                     ingest.commit()
         value = json.dumps({"manifest": image.descriptor.to_json(), "index": str(found.descriptor.digest)})
         self._store.facts.put(
-            _FACT, f"{reference} {platform}", value=value, blobs=(image.descriptor.digest, config_digest)
+            _FACT,
+            f"{reference} {format_platform(platform)}",
+            value=value,
+            blobs=(image.descriptor.digest, config_digest),
         )
         return ResolvedImage(reference, image.descriptor, found.descriptor.digest, image.config, image.manifest.layers)
 
