@@ -350,11 +350,14 @@ class _Transfers:
         self._progress = progress
         self._clock = clock
         self._read: dict[str, int] = {}
+        self._names: dict[str, str] = {}
 
     def begin(self, source: Step) -> None:
         if source.key in self._read:
             return
         self._read[source.key] = 0
+        assert isinstance(source.op, ContextSource)
+        self._names[source.key] = source.op.name
         note = source.vertex.note
         self._progress.emit(StepStarted(source.key, note.title, self._clock(), (), note.lines))
 
@@ -365,6 +368,6 @@ class _Transfers:
     def end(self, error: str | None = None) -> None:
         now = self._clock()
         for step, read_bytes in self._read.items():
-            self._progress.emit(StepProgress(step, "transferring context:", read_bytes, 0, True, now))
+            self._progress.emit(StepProgress(step, f"transferring {self._names[step]}:", read_bytes, 0, True, now))
             self._progress.emit(StepDone(step, now, error=error))
         self._read.clear()
