@@ -144,7 +144,7 @@ def sub_ids(path: Path, *, name: str, number: int) -> tuple[tuple[int, int], ...
         lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
         return ()
-    ranges = []
+    ranges: list[tuple[int, int]] = []
     for line in lines:
         fields = line.strip().split(":")
         if len(fields) != 3 or fields[0] not in (name, str(number)) or not fields[0]:
@@ -156,7 +156,10 @@ def sub_ids(path: Path, *, name: str, number: int) -> tuple[tuple[int, int], ...
             and fields[2].isdigit()
             and int(fields[2])
         ):
-            ranges.append((int(fields[1]), int(fields[2])))
+            first, count = int(fields[1]), int(fields[2])
+            # The kernel refuses maps that overlap: a user may be listed by name and by number, with the same range.
+            if not any(first < other + size and other < first + count for other, size in ranges):
+                ranges.append((first, count))
     return tuple(ranges)
 
 
