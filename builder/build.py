@@ -21,7 +21,6 @@ from pybuild.parser.errors import DockerfileError, DockerfileSyntaxError
 from pybuild.values import dataclass, field, replace
 
 from .assemble import BuiltImage
-from .cache_build import BuildCaches, wants_files
 from .check_rules import CheckSettings
 from .checks import CheckOptions, findings_before, findings_of_build
 from .contexts import ContextKind, ContextRemotes, OpenedContext, open_context
@@ -38,13 +37,14 @@ from .progress import BuildWarning, Progress, StepDone, StepProgress, StepStarte
 from .protocols import CacheIndex, Executor, ImageSource, Snapshots
 from .recording import BuildStore, Recording, previous_steps, subject_of
 from .request import BuildRequest, GraphDefinition, SshSource
-from .solver import Result, Solver
+from .solver import Prediction, Result, Solver
 from .solver_steps import Step, StepReport
 from .source_date_epoch import EpochSource
 from .why import Explainer
 
 if TYPE_CHECKING:
     from .attest import Attester, Inputs
+    from .cache_build import BuildCaches
 
 
 class LayerTimes(Protocol):
@@ -159,6 +159,13 @@ class _Plan:
     inputs: Callable[[], Inputs]
 
 
+def predict(
+    request: BuildRequest, parts: BuildParts, *, progress: Progress, cancel: threading.Event
+) -> list[Prediction]:
+    """What ``build`` would run, as far as can be told without running anything. Raises as ``build``."""
+    return _Build(request, parts, progress=progress, cancel=cancel, stdout=None, on_dockerfile=None).predict()
+
+
 class _Build:
     def __init__(
         self,
@@ -223,7 +230,9 @@ class _Build:
         attester = self._attester()
         scans = [] if attester is None or attester.choice is None else self._scans(attester, plan.lowered)
         outputs = request.outputs or (Output(type=OutputType.IMAGE),)
-        results, steps = self._solve(plan, scans, sockets, files=wants_files(outputs))
+        results, steps = self._solve(
+            plan, scans, sockets, files=any(output.type is not OutputType.CACHE_ONLY for output in outputs)
+        )
         images = tuple(self._built(each, results[each.vertex]) for each in plan.lowered)
         caching = _Caching(parts.caches, plan.lowered, results, self._reports)
         images = caching.with_inline(images)
@@ -277,7 +286,8 @@ class _Build:
 
     def _plan_graph(self, definition: GraphDefinition) -> _Plan:
         request = self._request
-        options = self._lower_options(request.build_args, contexts={})
+        epoch = {} if request.source_date_epoch is None else {"SOURCE_DATE_EPOCH": request.source_date_epoch}
+        options = self._lower_options({**epoch, **request.build_args}, contexts={})
         platforms = request.platforms or (self._parts.platform,)
         lowered = [definition.lower(replace(options, platform=platform)) for platform in platforms]
 
@@ -429,9 +439,29 @@ class _Build:
         self, plan: _Plan, scans: Sequence[Vertex], sockets: Mapping[str, str], *, files: bool
     ) -> tuple[dict[Vertex, Result], dict[Vertex, Step]]:
         """Solve the results and the scans of them; returns the results, and the step that each vertex was."""
-        request, parts = self._request, self._parts
         targets = [*(each.vertex for each in plan.lowered), *scans]
-        with Solver(
+        with self._solver(plan, sockets) as solver:
+            try:
+                solved = solver.solve(targets, files=files)
+            finally:
+                self._recording.add(solver.reports)
+                self._reports = solver.reports
+        return solved, solver.steps
+
+    def predict(self) -> list[Prediction]:
+        """What a build would run. Raises as ``run``."""
+        try:
+            with ExitStack() as stack:
+                definition = self._request.definition
+                plan = self._plan_dockerfile(stack) if definition is None else self._plan_graph(definition)
+                with self._solver(plan, {}) as solver:
+                    return solver.predict([each.vertex for each in plan.lowered])
+        except PybuildError as failure:
+            raise self._told(failure) from failure
+
+    def _solver(self, plan: _Plan, sockets: Mapping[str, str]) -> Solver:
+        request, parts = self._request, self._parts
+        return Solver(
             executor=parts.executor,
             snapshots=parts.snapshots,
             cache=parts.cache,
@@ -458,18 +488,13 @@ class _Build:
                 ),
                 recipe_of=parts.recipes.recipe_of,
                 evicted=parts.recipes.evicted,
+                find=None if parts.caches is None else parts.caches.latest_step,
             ),
             require_cache=request.require_cache,
             preload=parts.preload,
             remote_cache=parts.caches,
             before_running=None if parts.caches is None else parts.caches.before_running,
-        ) as solver:
-            try:
-                solved = solver.solve(targets, files=files)
-            finally:
-                self._recording.add(solver.reports)
-                self._reports = solver.reports
-        return solved, solver.steps
+        )
 
     def _secrets(self) -> dict[str, bytes]:
         """The secrets' values. Raises PybuildError for a file that can't be read any more."""

@@ -8,7 +8,6 @@ from typing import Protocol
 from pybuild.layers.digest import Digest
 
 from .assemble import BuiltImage
-from .outputs import Output, OutputType
 from .solver_remote import RemoteCache
 from .solver_steps import Result, Step, StepReport
 from .why import PreviousStep
@@ -19,6 +18,9 @@ class BuildCaches(RemoteCache, Protocol):
 
     def previous_steps(self) -> Sequence[PreviousStep]:
         """The steps of the builds that the caches come from: for explaining misses where nothing was built yet."""
+
+    def latest_step(self, stage: str, instruction: str) -> PreviousStep | None:
+        """The step of this instruction that some build sent last, where steps are kept one by one."""
 
     def before_running(self, steps: Sequence[Step]) -> None:
         """These steps are about to run: cache mounts that they use are filled, where they are empty and a source has them."""
@@ -39,7 +41,3 @@ class BuildCaches(RemoteCache, Protocol):
     ) -> None:
         """Send the steps to where the build was told to. Raises PybuildError only where failing was asked for."""
 
-
-def wants_files(outputs: Sequence[Output]) -> bool:
-    """Whether the outputs need the results' layers in this store."""
-    return any(output.type is not OutputType.CACHE_ONLY for output in outputs)

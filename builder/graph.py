@@ -226,7 +226,7 @@ class Note:
     """What a person is shown of a vertex; never part of a key.
 
     ``title``: ``[build 2/5] RUN make``; ``lines``: first and last Dockerfile line, None for none; ``stage``: name or
-    index as text; ``instruction``: the text for ``why`` and history.
+    index as text; ``instruction``: the text for ``why`` and history; ``arguments``: which of its variables are ARGs.
     """
 
     title: str
@@ -234,6 +234,7 @@ class Note:
     stage: str = ""
     instruction: str = ""
     platform: Platform | None = None
+    arguments: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -89,6 +89,8 @@ def subject_of(request: BuildRequest) -> str:
     """What is built, in words that are equal for builds that can be compared."""
     platforms = ",".join(str(platform) for platform in request.platforms)
     where = request.context if "://" in request.context else f"{request.directory}/{request.context}"
+    if request.definition is not None:
+        where = f"{request.directory} (described in Python)"
     return f"{where} | {request.dockerfile or 'Dockerfile'} | {request.target or ''} | {platforms}"
 
 
@@ -97,4 +99,13 @@ def previous_steps(store: BuildStore, subject: str, *, before: float | None = No
     found = store.last(subject=subject, before=before)
     if found is None:
         return []
-    return [PreviousStep(step.stage, step.instruction, step.title, step.key, step.recipe) for step in found.steps]
+    steps = {(step.platform, step.title): step for step in found.steps}
+    if found.error:
+        # It may not have reached everything: of what it didn't reach, the build before it knows.
+        older = store.last(subject=subject, before=found.started)
+        for step in () if older is None else older.steps:
+            steps.setdefault((step.platform, step.title), step)
+    return [
+        PreviousStep(step.stage, step.instruction, step.title, step.key, step.recipe, step.platform, step.error)
+        for step in steps.values()
+    ]

@@ -20,6 +20,7 @@ from pybuild.errors import Cancelled, PybuildError
 from pybuild.layers.digest import Digest
 from pybuild.layers.entries import CacheRecord
 from pybuild.layers.views import FileView
+from pybuild.values import dataclass
 
 from .content import ContentReader
 from .exec_settings import EntitlementMissing, ExecSettings, entitlements_of
@@ -28,11 +29,11 @@ from .keys import content_key
 from .progress import Progress, StepDone, StepLog, StepStarted
 from .protocols import CacheIndex, Executor, RemoteSources, ResolvedImage, Snapshots
 from .protocols import ImageSource as Images
-from .solver_remote import Elsewhere, RemoteCache
 from .solver_steps import Result, Step, StepFailed, StepMaker, StepReport
 from .why import Explainer
 
 if TYPE_CHECKING:
+    from .solver_remote import Elsewhere, RemoteCache
     from .solver_run import StepRunner
 
 __all__ = ["CacheRequired", "Result", "Solver", "StepFailed", "StepReport"]
@@ -49,6 +50,15 @@ class CacheRequired(PybuildError):
             f"{title} is not cached: {reason}", hint="the build was asked to take every step from the cache"
         )
         self.reason = reason
+
+
+@dataclass(frozen=True, slots=True)
+class Prediction:
+    """What would become of a step. ``reason``: why it is not cached."""
+
+    vertex: Vertex
+    runs: bool
+    reason: str
 
 
 class Solver:
@@ -93,6 +103,7 @@ class Solver:
         self._entitlements = entitlements
         self._explain = explain or Explainer()
         self._explaining = threading.Lock()
+        self._explained = False
         self._require_cache = require_cache
         self.reports: list[StepReport] = []
         """How each step went, in the order of their ends; complete after ``solve``, whether or not it failed."""
@@ -114,9 +125,11 @@ class Solver:
         self._resolved = resolved
         self._remotes = remotes
         self._settings = settings or ExecSettings({}, {})
-        self._elsewhere = (
-            None if remote_cache is None else Elsewhere(remote_cache, cache, snapshots=snapshots, runner=self._runner)
-        )
+        self._elsewhere: Elsewhere | None = None
+        if remote_cache is not None:
+            from .solver_remote import Elsewhere
+
+            self._elsewhere = Elsewhere(remote_cache, cache, snapshots=snapshots, runner=self._runner)
 
     def __enter__(self) -> Solver:
         return self
@@ -143,14 +156,20 @@ class Solver:
             self._before_running([step for step in steps if step in missing])
         self._run(steps, missing, pulls)
         if files:
-            for step in wanted:
-                assert step.result is not None
-                self._runner.ensure_base(step.result.stack)
+            self._have_bases(steps, wanted)
         results: dict[Vertex, Result] = {}
         for target, step in zip(targets, wanted):
             assert step.result is not None
             results[target] = step.result
         return results
+
+    def _have_bases(self, steps: Sequence[Step], wanted: Sequence[Step]) -> None:
+        """Pull the base images that results consist of without any step having needed their files."""
+        for step in wanted:
+            # What a record lists is here, as is what a step ran on.
+            if isinstance(step.op, (ImageSource, Merge)) and step.result is not None:
+                self._runner.know_bases(steps)
+                self._runner.ensure_base(step.result.stack)
 
     @cached_property
     def _runner(self) -> StepRunner:
@@ -171,15 +190,16 @@ class Solver:
             held=self._held,
         )
 
-    def predict(self, targets: Sequence[Vertex]) -> list[tuple[Vertex, str]]:
-        """The steps that ``solve`` would run by what can be known without running any, with the reasons; in order."""
+    def predict(self, targets: Sequence[Vertex]) -> list[Prediction]:
+        """What ``solve`` would do with each step that leaves layers, by what can be known without running any, inputs first."""
         steps, by_vertex = self._maker.make(targets)
+        self.steps.update(by_vertex)
         missing = self._look_up(steps, [by_vertex[target] for target in targets])
         self._foresee(steps, missing)
         return [
-            (step.vertex, self._reason(step))
+            Prediction(step.vertex, step in missing, self._reason(step) if step in missing else "")
             for step in steps
-            if step in missing and not step.is_source and not isinstance(step.op, Merge)
+            if not step.is_source and not isinstance(step.op, Merge)
         ]
 
     def _check_entitlements(self, steps: Sequence[Step]) -> None:
@@ -194,11 +214,11 @@ class Solver:
     def _find(self, steps: Sequence[Step], wanted: Sequence[Step], *, files: bool) -> set[Step]:
         """The steps that have to run. Everything that these need, and with ``files`` what is wanted, is in this store then, as far as it
         is known at all and no base image's."""
+        if self._elsewhere is None:
+            return self._look_up(steps, wanted)
         self._runner.know_bases(steps)
         while True:
             missing = self._look_up(steps, wanted)
-            if self._elsewhere is None:
-                return missing
             inputs = {source for step in missing if not isinstance(step.op, Merge) for source in step.inputs}
             whole = self._elsewhere.bring([step for step in steps if step in inputs], unpack=True)
             if files:
@@ -268,6 +288,10 @@ class Solver:
                 record = self._cache.get(step.recipe.key)
                 if record is not None:
                     step.result = _result(record, step)
+            if self._elsewhere is not None and not step.is_source and not step.tainted:
+                record = self._cache.get(step.recipe.key)
+                if record is not None:
+                    self._elsewhere.tell(step, record)
             self._start(step)
             self._progress.emit(StepDone(step.key, now, cached=True))
             self.reports.append(StepReport(step, True, now, now))
@@ -347,9 +371,10 @@ class Solver:
 
     def _reason(self, step: Step) -> str:
         with self._explaining:
-            for source in step.inputs:
-                if isinstance(source.op, ImageSource):
-                    self._explain.note(source.recipe.key, source.recorded_recipe())
+            if not self._explained:
+                self._explained = True
+                known = [other for other in self.steps.values() if not other.is_source]
+                self._explain.know([other.vertex for other in known], [other.recipe.key for other in known])
             return self._explain.reason(step.vertex, step.recorded_recipe(), key=step.recipe.key, forced=step.forced)
 
     def _take_over(self, step: Step, key: str) -> bool:

@@ -84,7 +84,14 @@ class Step:
 
     def recorded_recipe(self) -> str:
         """The recipe as it is kept, for ``why``."""
-        return recorded_recipe(self.recipe, self.contents, image=self.op if isinstance(self.op, ImageSource) else None)
+        op = self.op
+        return recorded_recipe(
+            self.recipe,
+            self.contents,
+            image=op if isinstance(op, ImageSource) else None,
+            sources={n: source.op for n, source in enumerate(self.inputs) if source.is_source},
+            arguments=self.vertex.note.arguments if isinstance(op, Exec) else (),
+        )
 
     @property
     def is_source(self) -> bool:

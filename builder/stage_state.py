@@ -145,6 +145,7 @@ class StageState:
             stage=self.node.name,
             instruction=text,
             platform=self.platform,
+            arguments=tuple(name for name, _ in self.arguments),
         )
 
     def make(self, op: Op, inputs: tuple[Vertex, ...], *, title: str, text: str, span: Span | None) -> Vertex:

@@ -190,6 +190,15 @@ class BuildCachesHere:
             if step.record.recipe
         ]
 
+    def latest_step(self, stage: str, instruction: str) -> PreviousStep | None:
+        """See BuildCaches."""
+        for repository in self._repositories:
+            step = repository.latest(stage, instruction)
+            if step is not None:
+                record = step.record
+                return PreviousStep(step.stage, step.instruction, step.title, record.key, record.recipe)
+        return None
+
     # --- bringing -----------------------------------------------------------------------------------------------------
 
     def bring(self, layers: Sequence[Digest], *, unpack: bool) -> frozenset[Digest]:

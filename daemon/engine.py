@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from pybuild.builder.progress import Progress
     from pybuild.builder.protocols import ExitStatus
     from pybuild.builder.request import BuildRequest, SecretSource
+    from pybuild.builder.solver import Prediction
     from pybuild.layers.builds import BuildRecord, BuildStep
     from pybuild.layers.cache_index import CacheIndex as CacheSession
     from pybuild.layers.snapshots import SnapshotStore
@@ -199,6 +200,22 @@ class Engine:
                 cache.flush()
         self._keep_within_policy()
         return result
+
+    def predict(self, request: BuildRequest, *, progress: Progress, cancel: threading.Event) -> list[Prediction]:
+        """What a build would run, and why; runs and keeps nothing. Raises as ``build``."""
+        from pybuild.builder.build import predict
+
+        with self.store.lease(), self.store.active.make() as scratch:
+            cache = self.store.open_cache()
+            try:
+                parts = self._parts(request, progress=progress, cancel=cancel, cache=cache, scratch=scratch)
+                reading = replace(request, cache_to=(), cache_repo=tuple(f"{text},mode=r" for text in request.cache_repo))
+                caches = self._caches(reading, progress=progress, cancel=cancel, cache=cache)
+                return predict(
+                    request, parts if caches is None else replace(parts, caches=caches), progress=progress, cancel=cancel
+                )
+            finally:
+                cache.flush()
 
     def _caches(
         self, request: BuildRequest, *, progress: Progress, cancel: threading.Event, cache: CacheSession

@@ -585,7 +585,7 @@ def test_a_changed_variable_is_named_with_both_values() -> None:
     world = World()
     explained(world, run("print x", source(world), env=(("VERSION", "1.2"),)))
     reasons = explained(world, run("print x", source(world), env=(("VERSION", "1.3"),)))
-    assert reasons == {"RUN print x": "VERSION was 1.2, is 1.3"}
+    assert reasons == {"RUN print x": "ENV VERSION was 1.2, is 1.3"}
 
 
 def test_a_moved_base_is_named() -> None:

@@ -172,6 +172,7 @@ def add_build_options(out: Parser) -> None:
         help="the time for reproducible images (env SOURCE_DATE_EPOCH); 'context': the context's own",
     )
     out.flag("--require-cache", help="stop at the first step that is not cached, and say why")
+    out.flag("--dry-run", help="tell which steps would run, and why; run nothing")
     out.flag("--squash", help="merge the new layers into one")
     out.add_argument(
         "--on-error",
@@ -193,6 +194,8 @@ def build(arguments: list[str], environment: Environment) -> int:
         from .check import run_call
 
         return run_call(request, environment, call=call, as_json=call_format == "json")
+    if options.dry_run:
+        return run_prediction(request, options, environment)
     return run_build(request, options, environment)
 
 
@@ -220,6 +223,28 @@ def run_build(request: BuildRequest, options: Namespace, environment: Environmen
         if mode not in ("quiet", "rawjson"):
             report_warnings(progress.warnings)
     _write_results(result, options)
+    return 0
+
+
+def run_prediction(request: BuildRequest, options: Namespace, environment: Environment) -> int:
+    """``--dry-run``: the steps that would run go to stdout, with the reasons."""
+    from .progress import renderer_for
+
+    mode = "quiet" if options.quiet else options.progress or environment.variables.get("BUILDKIT_PROGRESS") or "auto"
+    renderer = renderer_for(mode, variables=environment.variables)
+    cancel = threading.Event()
+    restore = _cancel_on_signals(cancel)
+    try:
+        with environment.engine() as engine:
+            found = engine.predict(request, progress=renderer, cancel=cancel)
+    finally:
+        restore()
+        renderer.close()
+    for step in found:
+        if step.runs:
+            print(f"{step.vertex.note.title}: {step.reason or 'not cached'}")
+    count = sum(step.runs for step in found)
+    print(f"{count} of {len(found)} steps would run")
     return 0
 
 
@@ -301,6 +326,7 @@ def request_from(options: Namespace, variables: Mapping[str, str]) -> BuildReque
     if len(stdin_users) > 1:
         raise UsageError("invalid argument: can't use stdin for both build context and dockerfile")
     build_args = _build_args(options.build_arg, variables)
+    _check_caches(options)
     provenance, sbom = attestations(
         options.attest, provenance=options.provenance, sbom=options.sbom, build_args=build_args
     )

@@ -1,0 +1,406 @@
+"""Caches that lie elsewhere, through the command line: what one store's build exports saves another one's steps, byte for byte."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+pytestmark = pytest.mark.integration
+
+DOCKERFILE = """\
+FROM busybox AS base
+RUN mkdir /data && date +%N > /data/base
+FROM base AS deps
+COPY deps.txt /deps.txt
+RUN cat /deps.txt > /installed && date +%N > /when
+FROM base
+ARG VERSION=1
+WORKDIR /app
+COPY --from=deps /installed /installed
+COPY src /app/src
+RUN echo $VERSION > /version; date +%N > /now
+CMD ["sh"]
+"""
+STEPS = 7
+
+
+@pytest.fixture
+def context(tmp_path: Path) -> Path:
+    out = tmp_path / "context"
+    (out / "src").mkdir(parents=True)
+    (out / "src/app.py").write_text("print(1)")
+    (out / "deps.txt").write_text("deps")
+    (out / "Dockerfile").write_text(DOCKERFILE)
+    return out
+
+
+@pytest.fixture
+def machine(pybuild, tmp_path: Path):  # type: ignore[no-untyped-def]  # conftest's class can't be imported here
+    """Makes further machines: each a store of its own that holds nothing but the base image."""
+    pristine = tmp_path / "pristine"
+    shutil.copytree(pybuild.root, pristine, symlinks=True)
+    count = 0
+
+    def make():  # type: ignore[no-untyped-def]
+        nonlocal count
+        count += 1
+        root = tmp_path / f"machine{count}"
+        shutil.copytree(pristine, root, symlinks=True)
+        return type(pybuild)(root, pybuild.variables)
+
+    return make
+
+
+@pytest.fixture
+def build(context: Path, tmp_path: Path) -> Callable[..., tuple[str, str]]:
+    """Builds the context into an archive; gives the manifest's digest and what was printed."""
+
+    def run(machine, *options: str, check: bool = True) -> tuple[str, str]:  # type: ignore[no-untyped-def]
+        metadata = tmp_path / "metadata.json"
+        metadata.unlink(missing_ok=True)
+        done = machine.run(
+            "build", "--progress=plain", "--metadata-file", str(metadata), "-o", f"type=oci,dest={tmp_path}/out.tar",
+            *options, str(context), check=check,
+        )  # fmt: skip
+        digest = json.loads(metadata.read_text())["containerimage.digest"] if metadata.exists() else ""
+        return digest, done.stderr
+
+    return run
+
+
+def ran(output: str) -> list[str]:
+    """The steps of a Dockerfile that were not cached."""
+    titles: dict[str, str] = {}
+    done: list[str] = []
+    for line in output.splitlines():
+        number, _, text = line.partition(" ")
+        if text.startswith("[") and "internal]" not in text:
+            titles.setdefault(number, text.partition("] ")[2])
+        elif text.startswith("DONE") and number in titles:
+            done.append(titles[number])
+    return done
+
+
+# --- round trips --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["registry min", "registry max", "docker types", "zstd", "local", "repo", "bare"])
+def test_a_round_trip_runs_nothing_and_gives_the_same_bytes(kind, registry, machine, build, tmp_path) -> None:  # type: ignore[no-untyped-def]
+    ref = f"{registry}/{kind.replace(' ', '-')}:cache"
+    to, source = {
+        "registry min": (f"--cache-to=type=registry,ref={ref}", f"--cache-from=type=registry,ref={ref}"),
+        "registry max": (f"--cache-to=type=registry,ref={ref},mode=max", f"--cache-from=type=registry,ref={ref}"),
+        "docker types": (f"--cache-to=type=registry,ref={ref},oci-mediatypes=false,mode=max", f"--cache-from={ref}"),
+        "zstd": (f"--cache-to=type=registry,ref={ref},mode=max,compression=zstd", f"--cache-from={ref}"),
+        "local": (f"--cache-to=type=local,dest={tmp_path}/c,mode=max", f"--cache-from=type=local,src={tmp_path}/c"),
+        "repo": (f"--cache-repo={ref.removesuffix(':cache')}", f"--cache-repo={ref.removesuffix(':cache')}"),
+        "bare": (f"--cache-to={ref}", f"--cache-from={ref}"),
+    }[kind]
+    first, output = build(machine(), to)
+    assert len(ran(output)) == STEPS
+    second, output = build(machine(), source)
+    assert (ran(output), second) == ([], first)
+    assert "warning" not in output
+
+
+def test_an_export_after_a_prune_and_an_import_is_the_same_again(registry, machine, build) -> None:  # type: ignore[no-untyped-def]
+    here = machine()
+    ref = f"{registry}/pruned:cache"
+    first, _ = build(here, f"--cache-to=type=registry,ref={ref},mode=max")
+    here.run("prune", "--all", "--force")
+    again, output = build(here, f"--cache-from={ref}", f"--cache-to=type=registry,ref={ref},mode=max")
+    assert (ran(output), again) == ([], first)
+    # The manifest was there already, so nothing was sent.
+    assert "writing cache manifest" in output
+    assert " 0B done" not in output or "writing cache manifest" in output
+
+
+def test_inline_caches_come_with_the_image(registry, machine, context, build, tmp_path) -> None:  # type: ignore[no-untyped-def]
+    one, two, three = machine(), machine(), machine()
+    image = f"{registry}/inline:1"
+    one.run("build", "-q", "--cache-to=type=inline", "--push", "-t", image, str(context))
+    done = two.run(
+        "build", "--progress=plain", "--build-arg", "BUILDKIT_INLINE_CACHE=1", f"--cache-from={image}", "--push", "-t",
+        f"{registry}/inline:2", str(context),
+    )  # fmt: skip
+    assert ran(done.stderr) == []
+    assert _manifest(registry, "inline", "1") == _manifest(registry, "inline", "2")
+    # Without being asked for, the cache is not in the image.
+    _, output = build(three, f"--cache-from={image}")
+    assert ran(output) == []
+    with subprocess.Popen(["tar", "-xOf", str(tmp_path / "out.tar"), "--wildcards", "blobs/sha256/*"], stdout=subprocess.PIPE) as tar:
+        assert tar.stdout is not None
+        assert b"pybuild.cache" not in tar.stdout.read()
+
+
+def test_several_platforms_share_a_cache(registry, machine, build) -> None:  # type: ignore[no-untyped-def]
+    ref = f"{registry}/platforms:cache"
+    platforms = "--platform=linux/amd64,linux/386"
+    first, output = build(machine(), platforms, f"--cache-to=type=registry,ref={ref},mode=max")
+    assert sum(title.startswith("RUN") for title in ran(output)) == 6, "they are for one platform each"
+    second, output = build(machine(), platforms, f"--cache-from={ref}")
+    assert (ran(output), second) == ([], first)
+
+
+def test_only_what_a_step_needs_is_fetched(registry, machine, context, build) -> None:  # type: ignore[no-untyped-def]
+    ref = f"{registry}/lazy:cache"
+    build(machine(), f"--cache-to=type=registry,ref={ref},mode=max")
+    document = json.loads(_blob(registry, "lazy", json.loads(_manifest(registry, "lazy", "cache"))["config"]["digest"]))
+    layers = {layer["diffID"]: layer["blob"]["digest"] for layer in document["layers"]}
+    own = {step["instruction"].split(" ")[0] + step["stage"]: layers[document["stacks"][step["stack"]][1]] for step in document["steps"]}
+    (context / "src/app.py").write_text("print(2)")
+    _, output = build(machine(), f"--cache-from={ref}")
+    assert [title.split(" ")[0] for title in ran(output)] == ["COPY", "RUN"]
+    assert own["RUNdeps"] not in output, "the other stage is in the COPY --from that is cached"
+    assert own["RUNbase"] in output
+    other = machine()
+    _, output = build(other, f"--cache-from={ref}", "-o", "type=cacheonly")
+    assert "pulling cached layers" in output
+
+
+def test_a_fresh_machine_can_tell_why_a_step_ran(registry, machine, context, build) -> None:  # type: ignore[no-untyped-def]
+    for to, source in (
+        (f"--cache-to=type=registry,ref={registry}/why:1,mode=max", f"--cache-from={registry}/why:1"),
+        (f"--cache-repo={registry}/whysteps", f"--cache-repo={registry}/whysteps"),
+    ):
+        (context / "src/app.py").write_text("print(1)")
+        build(machine(), to)
+        (context / "src/app.py").write_text("print(2)")
+        other = machine()
+        build(other, source)
+        told = other.run("why").stdout
+        assert "src/app.py changed (content)" in told
+
+
+def test_several_sources_are_one(registry, machine, context, build) -> None:  # type: ignore[no-untyped-def]
+    build(machine(), f"--cache-to=type=registry,ref={registry}/several:a", "--target=deps")
+    build(machine(), f"--cache-to=type=registry,ref={registry}/several:b", "--target=base")
+    (context / "Dockerfile").write_text(DOCKERFILE)
+    _, output = build(
+        machine(), f"--cache-from={registry}/several:nothing", f"--cache-from={registry}/several:b", f"--cache-from={registry}/several:a"
+    )  # fmt: skip
+    titles = ran(output)
+    assert all("deps.txt" not in title for title in titles)
+    assert "warning" not in output, "a cache that is not there yet is nothing to warn of"
+
+
+def test_a_local_cache_does_not_grow_for_ever(machine, context, build, tmp_path) -> None:  # type: ignore[no-untyped-def]
+    to = f"--cache-to=type=local,dest={tmp_path}/cache,mode=max"
+    here = machine()
+    counts = []
+    for number in range(3):
+        (context / "src/app.py").write_text(f"print({number})")
+        build(here, to)
+        counts.append(len(os.listdir(tmp_path / "cache/blobs/sha256")))
+    assert counts[1] == counts[2]
+    assert sorted(os.listdir(tmp_path / "cache")) == ["blobs", "index.json", "oci-layout"]
+
+
+# --- a step at a time ---------------------------------------------------------------------------------------------------
+
+
+def test_a_killed_build_leaves_its_steps_to_the_next_machine(registry, machine, tmp_path) -> None:  # type: ignore[no-untyped-def]
+    context = tmp_path / "killed"
+    context.mkdir()
+    (context / "Dockerfile").write_text("FROM busybox\nRUN date +%N > /a\nRUN date +%N > /b\nRUN sleep 60\n")
+    here = machine()
+    repo = f"{registry}/killed"
+    process = subprocess.Popen(
+        [sys.executable, "-m", "pybuild", "--root", str(here.root), "build", "--progress=plain", f"--cache-repo={repo}", str(context)],
+        stderr=subprocess.PIPE, text=True, env={**os.environ, **here.variables},
+    )  # fmt: skip
+    deadline = time.time() + 30
+    while time.time() < deadline and sum(tag.startswith("v1-") for tag in _tags(registry, "killed")) < 4:
+        time.sleep(0.1)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    (context / "Dockerfile").write_text("FROM busybox\nRUN date +%N > /a\nRUN date +%N > /b\nRUN true\n")
+    done = machine().run("build", "--progress=plain", f"--cache-repo={repo}", str(context))
+    assert ran(done.stderr) == ["RUN true"]
+
+
+def test_a_failed_build_leaves_its_steps_to_the_next_machine(registry, machine, tmp_path) -> None:  # type: ignore[no-untyped-def]
+    context = tmp_path / "failed"
+    context.mkdir()
+    (context / "Dockerfile").write_text("FROM busybox\nRUN date +%N > /a\nRUN false\n")
+    repo = f"{registry}/failed"
+    assert machine().run("build", f"--cache-repo={repo}", str(context), check=False).returncode == 1
+    (context / "Dockerfile").write_text("FROM busybox\nRUN date +%N > /a\nRUN true\n")
+    done = machine().run("build", "--progress=plain", f"--cache-repo={repo}", str(context))
+    assert ran(done.stderr) == ["RUN true"]
+
+
+def test_what_a_store_has_already_is_sent_to_a_new_repository(registry, machine, build) -> None:  # type: ignore[no-untyped-def]
+    here = machine()
+    first, _ = build(here)
+    build(here, f"--cache-repo={registry}/later")
+    second, output = build(machine(), f"--cache-repo={registry}/later")
+    assert (ran(output), second) == ([], first)
+
+
+# --- trouble ------------------------------------------------------------------------------------------------------------
+
+
+def test_an_unreachable_registry_is_told_once_and_fails_nothing(machine, build) -> None:  # type: ignore[no-untyped-def]
+    _, output = build(
+        machine(), "--cache-from=127.0.0.1:1/x:1", "--cache-to=type=registry,ref=127.0.0.1:1/x:1", "--cache-repo=127.0.0.1:1/y"
+    )  # fmt: skip
+    assert len(ran(output)) == STEPS
+    assert output.count(" - cache 127.0.0.1:1/x:1: ") == 1
+    assert output.count(" - cache 127.0.0.1:1/y: ") == 1
+
+
+def test_an_export_can_be_made_to_count(machine, context) -> None:  # type: ignore[no-untyped-def]
+    options = ("--cache-to=type=registry,ref=127.0.0.1:1/x:1,ignore-error=false", str(context))
+    assert machine().run("build", *options, check=False).returncode == 1
+
+
+def test_a_lost_blob_costs_the_steps_that_needed_it(machine, build, tmp_path) -> None:  # type: ignore[no-untyped-def]
+    cache = tmp_path / "cache"
+    build(machine(), f"--cache-to=type=local,dest={cache},mode=max")
+    entry = json.loads((cache / "index.json").read_text())["manifests"][0]
+    manifest = json.loads((cache / "blobs/sha256" / entry["digest"].partition(":")[2]).read_text())
+    for layer in manifest["layers"]:
+        (cache / "blobs/sha256" / layer["digest"].partition(":")[2]).unlink()
+    _, output = build(machine(), f"--cache-from=type=local,src={cache}")
+    assert len(ran(output)) == STEPS
+    assert output.count(f" - cache {cache}: ") == 1
+
+
+def test_a_blob_with_other_content_is_noticed(machine, build, tmp_path) -> None:  # type: ignore[no-untyped-def]
+    cache = tmp_path / "cache"
+    build(machine(), f"--cache-to=type=local,dest={cache},mode=max")
+    entry = json.loads((cache / "index.json").read_text())["manifests"][0]
+    manifest = json.loads((cache / "blobs/sha256" / entry["digest"].partition(":")[2]).read_text())
+    for layer in manifest["layers"]:
+        path = cache / "blobs/sha256" / layer["digest"].partition(":")[2]
+        path.chmod(0o644)
+        path.write_bytes(bytes(path.stat().st_size))
+    _, output = build(machine(), f"--cache-from=type=local,src={cache}")
+    assert len(ran(output)) == STEPS
+    assert "corrupt" in output
+
+
+def test_the_last_layer_alone_may_be_lost(machine, build, tmp_path) -> None:  # type: ignore[no-untyped-def]
+    cache = tmp_path / "cache"
+    build(machine(), f"--cache-to=type=local,dest={cache},mode=max")
+    entry = json.loads((cache / "index.json").read_text())["manifests"][0]
+    manifest = json.loads((cache / "blobs/sha256" / entry["digest"].partition(":")[2]).read_text())
+    document = json.loads((cache / "blobs/sha256" / manifest["config"]["digest"].partition(":")[2]).read_text())
+    last = max(document["steps"], key=lambda step: step["created"])
+    diff_id = document["stacks"][last["stack"]][1]
+    blob = next(layer["blob"]["digest"] for layer in document["layers"] if layer["diffID"] == diff_id)
+    (cache / "blobs/sha256" / blob.partition(":")[2]).unlink()
+    _, output = build(machine(), f"--cache-from=type=local,src={cache}")
+    assert [title.split(" ")[0] for title in ran(output)] == ["RUN"]
+
+
+def test_rubbish_is_no_cache(machine, build, registry, context) -> None:  # type: ignore[no-untyped-def]
+    here = machine()
+    here.run("build", "-q", "--push", "-t", f"{registry}/plain:1", str(context))
+    _, output = build(machine(), f"--cache-from={registry}/plain:1")
+    assert "the image has no cache in it" in output
+    assert len(ran(output)) == STEPS
+
+
+@pytest.mark.parametrize(
+    "option",
+    [
+        "--cache-from=type=gha",
+        "--cache-from=type=registry",
+        "--cache-from=type=registry,ref=x,colour=red",
+        "--cache-from=type=inline",
+        "--cache-from=x/UPPER",
+        "--cache-to=type=local",
+        "--cache-to=type=local,dest=x,mode=medium",
+        "--cache-to=type=inline,mode=max",
+        "--cache-to=type=registry,ref=x,compression=lzma",
+        "--cache-to=type=s3",
+        "--cache-repo=x:tag",
+        "--cache-repo=x,mode=maybe",
+        "--cache-mounts-to=x,max-size=big",
+        "--cache-mounts-from=type=registry",
+    ],
+)
+def test_what_cannot_be_understood_is_a_usage_error(option, pybuild, context) -> None:  # type: ignore[no-untyped-def]
+    assert pybuild.run("build", option, str(context), check=False).returncode == 2
+
+
+# --- S3 -----------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def bucket(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The attributes of a bucket on an S3 server on loopback."""
+    pytest.importorskip("boto3", reason="boto3 is not installed")
+    pytest.importorskip("moto.server", reason="moto's server is not installed")
+    import socket
+
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)],
+        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    try:
+        for _ in range(200):
+            with socket.socket() as probe:
+                if probe.connect_ex(("127.0.0.1", port)) == 0:
+                    break
+            time.sleep(0.1)
+        request = urllib.request.Request(f"http://127.0.0.1:{port}/caches", method="PUT")
+        urllib.request.urlopen(request).read()
+        yield (
+            f"type=s3,bucket=caches,region=us-east-1,endpoint_url=http://127.0.0.1:{port},use_path_style=true,"
+            "access_key_id=key,secret_access_key=secret,prefix=project/"
+        )
+    finally:
+        process.terminate()
+        process.wait(10)
+
+
+def test_a_bucket_holds_a_cache(bucket, machine, build) -> None:  # type: ignore[no-untyped-def]
+    _, output = build(machine(), f"--cache-from={bucket},name=main")
+    assert "warning" not in output
+    first, _ = build(machine(), f"--cache-to={bucket},name=main,mode=max")
+    second, output = build(machine(), f"--cache-from={bucket},name=main")
+    assert (ran(output), second) == ([], first)
+    _, output = build(machine(), f"--cache-from={bucket.replace('bucket=caches', 'bucket=nowhere')},name=main")
+    assert len(ran(output)) == STEPS
+    assert "secret" not in output
+
+
+# --- the registry -------------------------------------------------------------------------------------------------------
+
+
+def _get(url: str, accept: str = "*/*") -> bytes:
+    request = urllib.request.Request(url, headers={"Accept": accept})
+    data = urllib.request.urlopen(request).read()
+    assert isinstance(data, bytes)
+    return data
+
+
+def _manifest(registry: str, repository: str, tag: str) -> bytes:
+    return _get(f"http://{registry}/v2/{repository}/manifests/{tag}", "application/vnd.oci.image.manifest.v1+json")
+
+
+def _blob(registry: str, repository: str, digest: str) -> bytes:
+    return _get(f"http://{registry}/v2/{repository}/blobs/{digest}")
+
+
+def _tags(registry: str, repository: str) -> list[str]:
+    try:
+        return list(json.loads(_get(f"http://{registry}/v2/{repository}/tags/list"))["tags"] or ())
+    except OSError:
+        return []
