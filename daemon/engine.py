@@ -18,7 +18,7 @@ from pybuild import __version__
 from pybuild.errors import PybuildError, UsageError
 from pybuild.layers.descriptor import Descriptor, Platform
 from pybuild.layers.digest import Digest
-from pybuild.layers.images import ImageNotFound, Removal, StoredImage
+from pybuild.layers.images import Removal
 from pybuild.layers.store import Store
 from pybuild.values import dataclass, replace
 
@@ -26,6 +26,7 @@ from .image_list import lookups
 from .machine import host_platform
 from .registries import Registries
 from .settings import Settings
+from .store_queries import StoreQueries
 
 if TYPE_CHECKING:
     from pybuild.builder.build import BuildParts, BuildResult
@@ -33,7 +34,6 @@ if TYPE_CHECKING:
     from pybuild.builder.protocols import ExitStatus
     from pybuild.builder.request import BuildRequest, SecretSource
     from pybuild.builder.solver import Prediction
-    from pybuild.layers.builds import BuildRecord, BuildStep
     from pybuild.layers.cache_index import CacheIndex as CacheSession
     from pybuild.layers.snapshots import SnapshotStore
     from pybuild.parser import Dockerfile
@@ -57,7 +57,7 @@ class LoadedImage:
     id: Digest
 
 
-class Engine:
+class Engine(StoreQueries):
     """All that can be done with one root. A context manager; thread-safe."""
 
     def __init__(self, store: Store, settings: Settings, registries: Registries, *, ends_process: bool = False) -> None:
@@ -305,27 +305,6 @@ class Engine:
 
         return read_provenance_environment(self.settings.provenance_directory)
 
-    def causes(self, build: BuildRecord, step: BuildStep) -> list[str]:
-        """Every reason why ``step`` of a recorded build was not cached, the first cause first."""
-        from pybuild.builder.graph import Note, Scratch, Vertex
-        from pybuild.builder.recording import previous_steps
-        from pybuild.builder.why import Explainer
-
-        from .image_keeper import CacheRecipes
-
-        if not step.recipe:
-            return [step.reason] if step.reason else []
-        recipes = CacheRecipes(self.store.cache)
-        explainer = Explainer(
-            lambda: previous_steps(self.store.builds, build.subject, before=build.started),
-            recipe_of=recipes.recipe_of,
-            evicted=recipes.evicted,
-        )
-        note = Note(step.title, step.lines, step.stage, step.instruction)
-        found = explainer.causes(Vertex(Scratch(), (), note), step.recipe, key=step.key, forced=False)
-        # What was said while the build ran knows more: the causes above it.
-        return list(dict.fromkeys([step.reason, *found])) if step.reason else found
-
     def _keep_within_policy(self) -> None:
         policy = self.settings.gc
         if not policy.max_used_bytes and not policy.keep_seconds:
@@ -339,13 +318,6 @@ class Engine:
             collector.enforce(policy.max_used_bytes)
 
     # --- images ------------------------------------------------------------------------------------------------------
-
-    def find_image(self, name: str) -> StoredImage:
-        """A local image by name, ID or digest. Raises ImageNotFound, AmbiguousImage."""
-        try:
-            return self.store.images.get(*lookups(name))
-        except ImageNotFound as error:
-            raise ImageNotFound(name) from error
 
     def tag(self, source: str, target: str) -> None:
         """Give a local image another name. Raises ImageNotFound, InvalidReference."""
