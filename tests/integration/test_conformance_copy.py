@@ -149,11 +149,18 @@ def test_an_unmatched_wildcard_copies_nothing_and_a_missing_file_is_named(pybuil
     out = build_files(pybuild, "\nFROM scratch\nCOPY foo nomatch* /\n", context)
     assert (out / "foo").read_text() == "contents0"
     image = build_image(pybuild, "\nFROM busybox\nCOPY nomatch* /some/where/\n", context)
-    assert image.layers[1:] != ()
+    assert image.layers[1:] == ((),)
     error = refused(pybuild, "\nFROM scratch\nCOPY foo notexist /foo/\n", context)
     assert '"/notexist": not found' in error
     assert "Dockerfile:3" in error
     assert ">>> COPY foo notexist /foo/" in error
+
+
+def test_an_unset_variable_as_source_is_the_whole_context(pybuild: Command, tmp_path: Path):
+    context = write_files(tmp_path / "c", {"foo": "x", "deep/bar": "y"})
+    image = build_image(pybuild, "FROM busybox\nCOPY $unset /all/\n", context)
+    assert image.names(1) == ["all/", "all/Dockerfile", "all/deep/", "all/deep/bar", "all/foo"]
+    assert image.history[-1] == "COPY  /all/ # buildkit"
 
 
 def test_sources_behind_symlinks_are_found_inside_the_context_and_inside_stages(pybuild: Command, tmp_path: Path):

@@ -62,6 +62,21 @@ def test_arguments_of_a_step_are_listed_once_with_their_last_value(pybuild: Comm
     ]
 
 
+def test_a_proxy_is_in_the_history_once_it_is_declared(pybuild: Command, tmp_path: Path):
+    image = build_image(
+        pybuild,
+        "FROM busybox\nRUN : one\nARG http_proxy\nRUN : two\n",
+        tmp_path / "c",
+        "--build-arg=http_proxy=http://127.0.0.1:1",
+    )
+    assert image.history[1:] == [
+        "RUN /bin/sh -c : one # buildkit",
+        "ARG http_proxy=http://127.0.0.1:1",
+        "RUN |1 http_proxy=http://127.0.0.1:1 /bin/sh -c : two # buildkit",
+    ]
+    assert "http_proxy" not in str(image.config)
+
+
 def test_history_texts_of_every_instruction(pybuild: Command, tmp_path: Path):
     context = write_files(tmp_path / "c", {"foo": "contents0", "other": "x"})
     image = build_image(
