@@ -202,7 +202,7 @@ def rebase(
         if content.is_index:
             continue
         one = read_config(repository, content)
-        if one.config is None:
+        if not one.is_image:
             continue  # an attestation: it is about the image as it was, and is left behind
         old, new = _bases(one, top, old_base=old_base, new_base=new_base)
         bases |= {old.canonical: old, new.canonical: new}

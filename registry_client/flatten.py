@@ -74,7 +74,7 @@ def flatten(
             if content.is_index:
                 continue
             one = read_config(repository, content)
-            if one.config is not None:
+            if one.is_image:
                 made[content.descriptor.digest] = _flattened(
                     repository, one, store, directory=directory, on_progress=on_progress, stop=stop
                 )

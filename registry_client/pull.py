@@ -6,6 +6,7 @@ Never names anything in the store: the caller records the reference when ``pull`
 
 from __future__ import annotations
 
+import re
 import threading
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
@@ -37,6 +38,7 @@ CONFIG_BYTES: Final = 16 << 20
 _INDEX_DEPTH: Final = 4
 _CONFIG_TYPES: Final = ("application/vnd.oci.image.config.v1+json", "application/vnd.docker.container.image.v1+json")
 _PROGRESS_BYTES: Final = 1 << 20
+_LAYER: Final = re.compile(r"application/vnd\.(?:oci\.image\.layer\.|docker\.image\.rootfs\.).*tar")
 
 
 class NoMatchingPlatform(RegistryError):
@@ -60,6 +62,17 @@ class PulledManifest:
     manifest: Manifest
     config: ImageConfig | None
     config_data: bytes = field(repr=False)
+
+    @property
+    def is_image(self) -> bool:
+        """True if its layers make a file system. Attestations and other artifacts are stored like images but aren't any."""
+        config, layers = self.config, self.manifest.layers
+        return (
+            config is not None
+            and config.platform.os not in ("", "unknown")
+            and len(config.diff_ids) == len(layers)
+            and all(_LAYER.match(layer.media_type) for layer in layers)
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,7 +131,7 @@ def pull(
 ) -> PulledImage:
     """Bring an image's blobs into ``store``, verified. Exactly one of ``platform`` and ``all_platforms`` says what of an index.
 
-    ``layer_sink`` is asked for every layer that is downloaded from its first byte on (not for those that are there already or that an
+    ``layer_sink`` is asked for every layer of an image that is downloaded from its first byte on (not for those that are there already or that an
     earlier pull left half-way). Raises ImageNotFound, NoMatchingPlatform, ContentMismatch, RegistryError, Cancelled; then no
     manifest has been stored.
     """
@@ -314,7 +327,7 @@ class _Puller:
         for image in images:
             manifest = image.manifest
             tasks.setdefault(manifest.config.digest, partial(self._config, image))
-            diff_ids = image.config.diff_ids if image.config is not None else ()
+            diff_ids = image.config.diff_ids if image.config is not None and image.is_image else ()
             for position, layer in enumerate(manifest.layers):
                 if layer.digest in tasks:
                     continue

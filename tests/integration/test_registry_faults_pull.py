@@ -836,6 +836,27 @@ def test_layers_can_be_unpacked_while_they_arrive_also_over_breaks(setup: Setup,
     assert positions == {layer.digest: n for n, layer in enumerate(setup.manifest.layers)}
 
 
+def test_attestations_come_along_but_are_not_unpacked(setup: Setup, store: BlobStore) -> None:
+    statement = b'{"_type":"https://in-toto.io/Statement/v0.1"}'
+    nowhere = Platform("unknown", "unknown")
+    config = ImageConfig.empty(nowhere).with_(diff_ids=(Digest.of(statement),)).to_bytes()
+    note = Descriptor("application/vnd.in-toto+json", setup.source.write(statement), len(statement))
+    data = Manifest(Descriptor(OCI_CONFIG, setup.source.write(config), len(config)), (note,)).to_bytes()
+    attestation = Descriptor(OCI_MANIFEST, setup.source.write(data), len(data), platform=nowhere)
+    setup.publish(make_index(setup.source, setup.descriptor, attestation))
+    asked: list[Digest] = []
+
+    def sink(layer):  # type: ignore[no-untyped-def]  # a LayerSinkFactory
+        asked.append(layer.descriptor.digest)
+
+    with client_for() as client:
+        reference = Reference.parse(f"{setup.registry.host}/{NAME}:1")
+        result = pull(client, reference, store, all_platforms=True, layer_sink=sink)
+    assert [image.is_image for image in result.manifests] == [True, False]
+    assert set(asked) == {layer.digest for layer in setup.manifest.layers}
+    assert read(store, note.digest) == statement
+
+
 def test_a_sink_of_a_wrong_layer_is_not_kept(setup: Setup, store: BlobStore) -> None:
     other = bytes(setup.layer.size)
     setup.registry.on("GET", f"/blobs/{setup.layer.digest}", lambda x: send_blob(x, other))

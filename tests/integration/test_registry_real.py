@@ -14,6 +14,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from registry_servers.breaking_proxy import BreakingProxy
 from registry_servers.connect_proxy import ConnectProxy
 from registry_servers.docker_registry import PROGRAM, RunningRegistry, docker_registry
 from registry_servers.private_ca import PrivateCa, private_ca
@@ -150,6 +151,26 @@ def test_sha512_images_are_pushed_and_pulled(plain: RunningRegistry, store: Blob
         push(client, reference, descriptor, store)
         pull(client, reference, fresh, platform=AMD64)
     assert read(fresh, digest) == data
+
+
+@pytest.mark.parametrize("times", [1, 4])
+def test_connections_that_break_do_not_spoil_a_round_trip(
+    plain: RunningRegistry, store: BlobStore, tmp_path: Path, times: int
+) -> None:
+    image = make_image(store, layers=3, size=8 << 20, seed=200 + times)
+    with BreakingProxy(plain.port, after_bytes=3 << 20, times=times) as proxy:
+        transport = Transport(sleep=lambda seconds: None)
+        with RegistryClient(transport) as client:
+            push(client, Reference.parse(f"{proxy.host}/broken/app:{times}"), image, store)
+        assert proxy.broken == times
+    fresh = BlobStore(tmp_path / "fresh")
+    with BreakingProxy(plain.port, after_bytes=3 << 20, times=times) as proxy:
+        with RegistryClient(Transport(sleep=lambda seconds: None)) as client:
+            pull(client, Reference.parse(f"{proxy.host}/broken/app:{times}"), fresh, platform=AMD64)
+        assert proxy.broken == times
+    assert sorted(fresh) == sorted(store)
+    for digest in fresh:
+        assert Digest.of(read(fresh, digest)) == digest
 
 
 def test_an_image_that_refers_to_another_is_found_by_the_tag(plain: RunningRegistry, store: BlobStore) -> None:
