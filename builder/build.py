@@ -274,7 +274,12 @@ class _Build:
         platforms = request.platforms or (parts.platform,)
         self._settings = CheckSettings.of(dockerfile, request.build_args)
         self._check(dockerfile, opened, platforms[0])
-        lowered = [self._lower(dockerfile, opened, named, platform) for platform in platforms]
+        try:
+            lowered = [self._lower(dockerfile, opened, named, platform) for platform in platforms]
+        except DockerfileError:
+            # What lowering had found until then went with it.
+            self._check(dockerfile, opened, platforms[0], lowered=True)
+            raise
         self._settings.enforce(self._warnings.values())
 
         def inputs() -> Inputs:
@@ -413,8 +418,10 @@ class _Build:
             wanted_check=self._settings.wanted,
         )
 
-    def _check(self, dockerfile: Dockerfile, opened: OpenedContext, platform: Platform) -> None:
-        """Emit what the build checks find that lowering doesn't."""
+    def _check(
+        self, dockerfile: Dockerfile, opened: OpenedContext, platform: Platform, *, lowered: bool = False
+    ) -> None:
+        """Emit what the build checks find. ``lowered``: also what lowering finds."""
         options = CheckOptions(
             platform=platform,
             build_platform=self._parts.platform,
@@ -422,7 +429,7 @@ class _Build:
             target=self._request.target,
             all_stages=False,
             ignore=opened.ignore,
-            lowered=False,
+            lowered=lowered,
         )
         for warning in findings_of_build(dockerfile, options=options):
             self._warn(warning)

@@ -132,10 +132,12 @@ class InvalidCheckOptions(PybuildError):
 
 
 class CheckViolations(PybuildError):
-    """Findings, where the Dockerfile or the client wants them to fail the build. ``rules``: their names, sorted."""
+    """Findings, where the Dockerfile or the client wants them to fail the build. ``rules``: their names, sorted; ``lines``: the first
+    one's place."""
 
-    def __init__(self, rules: Iterable[str]) -> None:
+    def __init__(self, rules: Iterable[str], *, lines: tuple[int, int] | None = None) -> None:
         self.rules = tuple(sorted(set(rules)))
+        self.lines = lines
         super().__init__(f"lint violation found for rules: {', '.join(self.rules)}")
 
 
@@ -225,6 +227,7 @@ class CheckSettings:
 
     def enforce(self, warnings: Iterable[BuildWarning]) -> None:
         """Raises CheckViolations if findings are errors and there are any."""
-        rules = [warning.rule for warning in warnings if warning.rule in RULES]
-        if self.error and rules:
-            raise CheckViolations(rules)
+        found = [warning for warning in warnings if warning.rule in RULES]
+        if self.error and found:
+            lines = next((warning.lines for warning in found if warning.lines), None)
+            raise CheckViolations([warning.rule for warning in found], lines=lines)

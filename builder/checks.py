@@ -21,7 +21,7 @@ from pybuild.values import dataclass, field
 from .arguments import global_arguments
 from .check_file import FileChecks
 from .check_findings import Findings
-from .check_rules import CheckSettings
+from .check_rules import CheckSettings, CheckViolations
 from .check_stages import StageChecks
 from .platforms import platform_arguments
 from .progress import BuildWarning
@@ -108,7 +108,7 @@ def check_file(text: str | bytes, *, filename: str, options: CheckOptions) -> Ch
         dockerfile = _parse(text, filename, options, report)
         _run(dockerfile, options, report)
         report.settings.enforce(report.warnings)
-    except DockerfileError as error:
+    except (DockerfileError, CheckViolations) as error:
         return CheckResult(filename, shown, report.warnings, CheckError(error.message, error.lines))
     except PybuildError as error:
         return CheckResult(filename, shown, report.warnings, CheckError(error.message))

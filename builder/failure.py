@@ -6,6 +6,7 @@ from pybuild.errors import PybuildError
 from pybuild.parser import Dockerfile
 from pybuild.parser.errors import DockerfileError, excerpt
 
+from .check_rules import CheckViolations
 from .solver_steps import StepFailed
 
 _RULE = "------"
@@ -30,6 +31,9 @@ class BuildFailed(PybuildError):
     @classmethod
     def of_step(cls, error: PybuildError, dockerfile: Dockerfile | None) -> BuildFailed:
         """A step, or something around the steps, went wrong."""
+        if isinstance(error, CheckViolations) and dockerfile is not None and error.lines is not None:
+            place = excerpt(dockerfile.text, error.lines, filename=dockerfile.filename)
+            return cls(error.message, hint=error.hint, place=place)
         if not isinstance(error, StepFailed):
             return cls(error.message, hint=error.hint)
         note = error.vertex.note

@@ -255,7 +255,9 @@ class _Lowering:
         from_ = node.stage.from_
         words = (from_.image, from_.platform)
         unset = [name for word in words if word is not None for name in expand(word, self._globals).unset]
-        findings.undeclared_in_from(unset, self._globals, from_)
+        # What is declared without a value has none, but it is declared.
+        declared = [argument.key.text for arg in self._dockerfile.global_args for argument in arg.args]
+        findings.undeclared_in_from(unset, dict.fromkeys([*declared, *self._globals]), from_)
 
     def _settings(self) -> StepSettings:
         options = self._options
