@@ -70,8 +70,10 @@ _ARM64_VARIANTS: Final = {"8": "", "v8": "", "v8.0": "", "9": "v9", "9.0": "v9",
 class InvalidPlatform(PybuildError):
     """A platform name that can't be understood."""
 
-    def __init__(self, text: str, reason: str) -> None:
-        super().__init__(f'"{text}": {reason}', hint="a platform looks like linux/amd64 or linux/arm/v7")
+    def __init__(self, text: str, reason: str, *, part: str | None = None) -> None:
+        """``reason``: what is wrong with ``text``, or with a ``part`` of it."""
+        told = f'"{text}": {reason}' if part is None else f'"{part}" is an {reason % text}'
+        super().__init__(f"{told}: invalid argument", hint="a platform looks like linux/amd64 or linux/arm/v7")
         self.text = text
 
 
@@ -117,10 +119,13 @@ def parse_platform(text: str, *, default: Platform) -> Platform:
     parts = text.split("/", 3)
     system = _OS.match(parts[0])
     if system is None:
-        raise InvalidPlatform(text, f'"{parts[0]}" is not an operating system')
+        form = r"^([A-Za-z0-9_-]+)(?:\\(([A-Za-z0-9_.%%-]*)((?:\\+[A-Za-z0-9_.%%-]+)*)\\))?$"
+        reason = f'invalid OS component of "%s": OSAndVersion specifier component must match "{form}"'
+        raise InvalidPlatform(text, reason, part=parts[0])
     for part in parts[1:]:
         if not _COMPONENT.match(part):
-            raise InvalidPlatform(text, f'"{part}" is an invalid component')
+            reason = 'invalid component of "%s": platform specifier component must match "^[A-Za-z0-9_.-]+$"'
+            raise InvalidPlatform(text, reason, part=part)
     name = system[1].lower()
     name = "darwin" if name == "macos" else name
     version = _decode(system[2] or "")
