@@ -232,6 +232,11 @@ class EntryLayer(LayerSource):
         for position, entry in enumerate(entries):
             self._add(entry, offsets[position] if offsets else 0)
 
+    @property
+    def size(self) -> int:
+        """How many paths the layer holds in memory."""
+        return len(self._entries)
+
     def _add(self, entry: LayerEntry, offset: int) -> None:
         path, kind = entry.path, entry.kind
         if kind is Kind.HARDLINK:

@@ -12,7 +12,7 @@ import os
 import stat
 import threading
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, Final
 
@@ -75,10 +75,15 @@ class SnapshotStore:
         """True if every layer's bytes are in the store (unpacked or not)."""
         return self._index.present(stack)
 
+    def _held(self) -> AbstractContextManager[None]:
+        """What is used from now on stays until the context ends; nothing to do where a whole build holds a lease."""
+        return self._leases.lease() if self._leases.epoch is None else nullcontext()
+
     @contextmanager
     def view(self, stack: Sequence[Digest]) -> Iterator[FileView]:
         """The file system that the stack gives. Layers that are still tars are looked at as tars."""
-        yield self._view(tuple(stack))
+        with self._held():
+            yield self._view(tuple(stack))
 
     def _view(self, stack: tuple[Digest, ...]) -> StackView:
         epoch = self._leases.epoch
@@ -101,14 +106,15 @@ class SnapshotStore:
     @contextmanager
     def directories(self, stack: Sequence[Digest]) -> Iterator[tuple[str, ...]]:
         """Host directories to stack as overlay lowers, lowest first. At most 100 or so, however deep the stack."""
-        yield self.unpacked.directories(stack)
+        with self._held():
+            yield self.unpacked.directories(stack)
 
     # --- layers -------------------------------------------------------------------------------------------------------
 
     @contextmanager
     def prepare(self, stack: Sequence[Digest]) -> Iterator[ActiveLayer]:
         """A writable snapshot on top of ``stack``, removed when the context ends unless it was committed."""
-        with self._active.make() as directory:
+        with self._held(), self._active.make() as directory:
             yield self._prepare(tuple(stack), os.fspath(directory))
 
     def _prepare(self, stack: tuple[Digest, ...], directory: str) -> ActiveLayer:

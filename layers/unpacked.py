@@ -40,7 +40,8 @@ _BLOCK_LAYERS: Final = 50
 # overlayfs takes 500 (fs/overlayfs/ovl_entry.h); mounting and looking up cost more with each.
 _STACKED_LAYERS: Final = 100
 _CHAINS: Final = 16
-_INDEXED_LAYERS: Final = 64
+_INDEXED_ENTRIES: Final = 100_000  # some hundred bytes each
+_ENTRY_BYTES: Final = 256
 _REMEMBERED_ENTRIES: Final = 50_000
 
 
@@ -85,7 +86,7 @@ class UnpackedLayers:
         self._known: set[str] = set()
         self._found: dict[Digest, str] = {}
         self._indexed: dict[Digest, EntryLayer | None] = {}
-        self._written: dict[Digest, tuple[Sequence[LayerEntry], Sequence[int]]] = {}
+        self._written: dict[Digest, tuple[int, Sequence[LayerEntry], Sequence[int]]] = {}
         self._guard = threading.Lock()
 
     @cached_property
@@ -169,14 +170,13 @@ class UnpackedLayers:
 
     def remember(self, diff_id: Digest, entries: Sequence[LayerEntry], offsets: Sequence[int]) -> None:
         """Keep what is known of a layer's tar that was just written, so that looking at it needs no reading of it."""
+        weight = len(entries) + sum(len(entry.data) for entry in entries if entry.data) // _ENTRY_BYTES
+        if weight > _REMEMBERED_ENTRIES:
+            return
         with self._guard:
-            if diff_id not in self._indexed:
-                self._written[diff_id] = (entries, offsets)
-                kept = 0
-                for known in reversed(list(self._written)):
-                    kept += len(self._written[known][0])
-                    if kept > _REMEMBERED_ENTRIES and known != diff_id:
-                        del self._written[known]
+            self._written[diff_id] = (weight, entries, offsets)
+            while sum(each[0] for each in self._written.values()) > _REMEMBERED_ENTRIES:
+                del self._written[next(iter(self._written))]
 
     def _index_of(self, diff_id: Digest) -> EntryLayer | None:
         with self._guard:
@@ -192,10 +192,10 @@ class UnpackedLayers:
         tar = os.fspath(self._blobs.path(diff_id))
         with self._guard:
             written = self._written.pop(diff_id, None)
-        found = index_tar(tar) if written is None else EntryLayer(written[0], tar=tar, offsets=written[1])
+        found = index_tar(tar) if written is None else EntryLayer(written[1], tar=tar, offsets=written[2])
         with self._guard:
             self._indexed[diff_id] = found
-            while len(self._indexed) > _INDEXED_LAYERS:
+            while sum(each.size for each in self._indexed.values() if each) > _INDEXED_ENTRIES and len(self._indexed) > 1:
                 del self._indexed[next(iter(self._indexed))]
         return found
 

@@ -24,8 +24,8 @@ OPAQUE: Final = ("trusted.overlay.opaque", "user.overlay.opaque")
 OVERLAY_PREFIXES: Final = ("trusted.overlay.", "user.overlay.")
 REDIRECT: Final = ("trusted.overlay.redirect", "user.overlay.redirect")
 _PRIVATE_PREFIXES: Final = ("trusted.", "user.overlay.", "user.pybuild.")
-# ENOTSUP: the file system has none; ENODATA: this file has not.
-_ABSENT: Final = (errno.ENODATA, errno.ENOTSUP)
+# ENOTSUP: the file system has none; ENODATA: this file has not; EPERM: user.* of a symlink or special file.
+_ABSENT: Final = (errno.ENODATA, errno.ENOTSUP, errno.EPERM)
 
 
 class Owners(Enum):
@@ -80,15 +80,12 @@ def _nameless(directory: str) -> int:
         return descriptor
 
 
-def get(target: int | str, name: str) -> bytes | None:
-    """One attribute of an open file, or of what is at a path without following it; None if there is none."""
+def get(path: str, name: str) -> bytes | None:
+    """One attribute of what is at ``path``, which is not followed; None if there is none."""
     try:
-        if isinstance(target, int):
-            return os.getxattr(target, name)
-        return os.getxattr(target, name, follow_symlinks=False)
+        return os.getxattr(path, name, follow_symlinks=False)
     except OSError as error:
-        # EPERM: user.* of a symlink or special file
-        if error.errno in (*_ABSENT, errno.EPERM):
+        if error.errno in _ABSENT:
             return None
         raise
 
@@ -98,7 +95,7 @@ def names(path: str) -> list[str]:
     try:
         return os.listxattr(path, follow_symlinks=False)
     except OSError as error:
-        if error.errno in (*_ABSENT, errno.EPERM):
+        if error.errno in _ABSENT:
             return []
         raise
 
