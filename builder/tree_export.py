@@ -11,6 +11,7 @@ import shutil
 import stat
 from collections.abc import Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 from pybuild.errors import PybuildError
 from pybuild.layers.entries import Kind, LayerEntry
@@ -75,7 +76,7 @@ def export_directory(view: FileView, destination: Path, *, owner: tuple[int, int
         destination.mkdir(parents=True, exist_ok=True)
         root = os.open(destination, os.O_RDONLY | os.O_DIRECTORY)
         try:
-            return _DirectoryExport(view, root, owner=owner, epoch=epoch).level("", os.dup(root))
+            return _DirectoryExport(view, root, owner=owner, epoch=epoch).level("", os.dup(root), fresh=False)
         finally:
             os.close(root)
     except OSError as error:
@@ -93,25 +94,28 @@ class _DirectoryExport:
         self._epoch = epoch
         self._first_of: dict[tuple[int, int], str] = {}
 
-    def level(self, path: str, directory: int) -> int:
-        """Export one directory's entries through its descriptor, which is closed here. Returns the bytes written."""
+    def level(self, path: str, directory: int, *, fresh: bool) -> int:
+        """Export one directory's entries through its descriptor, which is closed here. Returns the bytes written. ``fresh``: the
+        directory was made by this export, so that nothing can stand in the way."""
         written = 0
         try:
             for name, node in self._view.children(path):
                 inner = f"{path}/{name}" if path else name
-                _make_room(directory, name, node)
+                if not fresh:
+                    _make_room(directory, name, node)
                 match node.kind:
                     case Kind.DIRECTORY:
+                        made = True
                         try:
                             os.mkdir(name, 0o700, dir_fd=directory)
                         except FileExistsError:
-                            pass
+                            made = False
                         child = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=directory)
-                        written += self.level(inner, child)
+                        written += self.level(inner, child, fresh=made)
                     case Kind.FILE:
-                        if self._link(inner, node, directory):
-                            continue
-                        written += _export_file(self._view, inner, name, directory)
+                        if not self._link(inner, node, directory):
+                            written += self._file(inner, node, directory)
+                        continue
                     case Kind.SYMLINK:
                         os.symlink(node.target, name, dir_fd=directory)
                     case Kind.FIFO:
@@ -125,6 +129,19 @@ class _DirectoryExport:
         finally:
             os.close(directory)
         return written
+
+    def _file(self, path: str, node: Node, directory: int) -> int:
+        name = path.rpartition("/")[2]
+        target = os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600, dir_fd=directory)
+        with os.fdopen(target, "wb") as out, self._view.open(path) as source:
+            if node.host_path is None or not _copied_by_kernel(source, target):
+                shutil.copyfileobj(source, out, 1 << 20)
+                out.flush()
+            os.fchown(target, *self._owner)
+            os.fchmod(target, node.mode)
+            mtime_ns = self._mtime_ns(node)
+            os.utime(target, ns=(mtime_ns, mtime_ns))
+            return out.seek(0, os.SEEK_END)
 
     def _link(self, path: str, node: Node, directory: int) -> bool:
         """Make a hard link if the file was exported already under another name, and the file system can."""
@@ -142,11 +159,14 @@ class _DirectoryExport:
         return True
 
     def _finish(self, name: str, node: Node, directory: int) -> None:
-        mtime_ns = node.mtime_ns if self._epoch is None else min(node.mtime_ns, self._epoch * 10**9)
+        mtime_ns = self._mtime_ns(node)
         os.chown(name, *self._owner, dir_fd=directory, follow_symlinks=False)
         if node.kind is not Kind.SYMLINK:
             os.chmod(name, node.mode, dir_fd=directory)
         os.utime(name, ns=(mtime_ns, mtime_ns), dir_fd=directory, follow_symlinks=False)
+
+    def _mtime_ns(self, node: Node) -> int:
+        return node.mtime_ns if self._epoch is None else min(node.mtime_ns, self._epoch * 10**9)
 
 
 def _make_room(directory: int, name: str, node: Node) -> None:
@@ -161,8 +181,15 @@ def _make_room(directory: int, name: str, node: Node) -> None:
         shutil.rmtree(name, dir_fd=directory)
 
 
-def _export_file(view: FileView, path: str, name: str, directory: int) -> int:
-    target = os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600, dir_fd=directory)
-    with os.fdopen(target, "wb") as out, view.open(path) as source:
-        shutil.copyfileobj(source, out, 1 << 20)
-        return out.tell()
+def _copied_by_kernel(source: BinaryIO, target: int) -> bool:
+    """Copy a file of this machine without bringing its bytes into this process; False, nothing copied, where the kernel can't."""
+    copied = False
+    try:
+        while os.copy_file_range(source.fileno(), target, 1 << 30):
+            copied = True
+    except OSError as error:
+        # copy_file_range(2): other file systems, and special ones.
+        if copied or error.errno not in (errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EPERM):
+            raise
+        return False
+    return True
