@@ -154,12 +154,6 @@ class Authenticator:
         """Why the credentials for ``url`` weren't used: then a refusal has this as its cause."""
         return self._place(url, repository).refused
 
-    def forget(self, url: str) -> None:
-        """Drop everything known about the registry at ``url``."""
-        with self._lock:
-            for key in [key for key in self._places if key[0] == origin(url)]:
-                del self._places[key]
-
     def _place(self, url: str, repository: str) -> _Place:
         # Entries of config.json may be per namespace, so what is known is kept per repository's namespace as well.
         key = (origin(url), repository.rpartition("/")[0])

@@ -10,14 +10,12 @@ Owns parsing; opens nothing.
 
 from __future__ import annotations
 
-from typing import Final, TypeAlias
+from typing import TypeAlias
 
 from pybuild.errors import PybuildError
 from pybuild.values import dataclass
 
 from .references import Reference
-
-_PREFIXES: Final = ("docker://", "oci:", "oci-archive:", "docker-archive:")
 
 
 class InvalidLocation(PybuildError):
@@ -70,11 +68,6 @@ class InDockerArchive:
 
 
 Location: TypeAlias = InRegistry | InLayout | InOciArchive | InDockerArchive
-
-
-def has_transport(text: str) -> bool:
-    """True if ``text`` starts with one of the transports, so that it is not a plain reference."""
-    return text.startswith(_PREFIXES)
 
 
 def parse_location(text: str) -> Location:

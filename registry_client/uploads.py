@@ -12,7 +12,6 @@ from typing import BinaryIO, Final
 from urllib.parse import quote, urlsplit
 
 from pybuild.layers.descriptor import Descriptor
-from pybuild.layers.digest import Digest
 from pybuild.values import dataclass
 
 from .client import Repository
@@ -353,8 +352,3 @@ class _BlobBodyReader:
 def _reached(response: Response, *, default: int) -> int:
     match = _RANGE.match(response.headers.get("Range", "").strip())
     return default if match is None else int(match.group(1)) + 1
-
-
-def blob_exists(repository: Repository, digest: Digest) -> bool:
-    """True if the registry has the blob in this repository."""
-    return repository.head_blob(digest, scopes=repository.push_scopes) is not None
