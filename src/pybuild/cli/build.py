@@ -189,11 +189,12 @@ def build(arguments: list[str], environment: Environment) -> int:
     """Run ``pybuild build``; the image's ID or what an output asks for goes to stdout, everything else to stderr."""
     options = parser().parse(arguments)
     request = request_from(options, environment.variables)
-    call, call_format = _call(options)
+    call, as_json, ignore_status = _call(options)
     if call != "build":
         from .check import run_call
 
-        return run_call(request, environment, call=call, as_json=call_format == "json")
+        status = run_call(request, environment, call=call, as_json=as_json)
+        return 0 if ignore_status else status
     if options.dry_run:
         return run_prediction(request, options, environment)
     return run_build(request, options, environment)
@@ -209,7 +210,7 @@ def run_build(request: BuildRequest, options: Namespace, environment: Environmen
     cancel = threading.Event()
     restore = _cancel_on_signals(cancel)
     try:
-        with environment.engine() as engine:
+        with environment.workbench() as engine:
             result = engine.build(
                 request,
                 progress=progress,
@@ -235,7 +236,7 @@ def run_prediction(request: BuildRequest, options: Namespace, environment: Envir
     cancel = threading.Event()
     restore = _cancel_on_signals(cancel)
     try:
-        with environment.engine() as engine:
+        with environment.workbench() as engine:
             found = engine.predict(request, progress=renderer, cancel=cancel)
     finally:
         restore()
@@ -286,18 +287,28 @@ class _Restore:
             signal.signal(number, handler)  # type: ignore[arg-type]  # what signal.signal itself returned
 
 
-def _call(options: Namespace) -> tuple[str, str]:
-    method, _, attributes = options.call.partition(",")
-    if options.check:
+def _call(options: Namespace) -> tuple[str, bool, bool]:
+    """``--call=METHOD[,format=FORMAT][,ignorestatus=BOOL]``: the method, whether JSON is wanted, whether findings leave the status 0."""
+    method, form, ignore_status = "", "", False
+    for field in options.call.split(","):
+        key, separator, value = field.partition("=")
+        if separator and key == "format":
+            form = value
+        elif separator and key == "ignorestatus":
+            from pybuild.builder.outputs import boolean
+
+            ignore_status = boolean(value, option="--call ignorestatus")
+        elif separator or method:
+            raise UsageError(f"invalid --call value {options.call!r}", hint="write --call=METHOD,format=json")
+        else:
+            method = key
+    if options.check or method == "lint":
         method = "check"
-    if method in ("lint", "check"):
-        method = "check"
-    if method not in ("build", "check", "outline", "targets"):
+    if method not in ("build", "check", "outline", "targets", "subrequests.describe"):
         raise UsageError(f"unknown --call method {method!r}", hint="use build, check, outline or targets")
-    form = attributes.removeprefix("format=") if attributes else ""
     if form not in ("", "json", "text"):
-        raise UsageError(f"unknown --call format {attributes!r}", hint="use format=json or format=text")
-    return method, form
+        raise UsageError(f"unknown --call format {form!r}", hint="use format=json or format=text")
+    return method, form == "json", ignore_status
 
 
 def request_from(options: Namespace, variables: Mapping[str, str]) -> BuildRequest:

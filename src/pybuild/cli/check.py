@@ -52,7 +52,12 @@ def check(arguments: list[str], environment: Environment) -> int:
 
 
 def run_call(request: BuildRequest, environment: Environment, *, call: str, as_json: bool) -> int:
-    """``--call=check|outline|targets``: print what buildx prints."""
+    """``--call=check|outline|targets|subrequests.describe``: print what buildx prints."""
+    if call == "subrequests.describe":
+        from pybuild.builder.subrequests import describe_json, describe_text
+
+        print(describe_json() if as_json else describe_text(), end="\n" if as_json else "")
+        return 0
     from pybuild.builder.contexts import open_context
     from pybuild.daemon.machine import host_platform
     from pybuild.daemon.remotes_on_demand import RemotesOnDemand
