@@ -189,6 +189,16 @@ class DockerConfig:
             self._known.pop(host, None)
         return found
 
+    def hosts(self) -> tuple[str, ...]:
+        """The hosts that the file has an entry or a helper for: a daemon's client sends their credentials along."""
+        config = self._read()
+        names: set[str] = set()
+        for section in ("auths", "credHelpers"):
+            value = config.get(section)
+            if isinstance(value, dict):
+                names |= {normal_host(name) for name in value}
+        return tuple(sorted(names))
+
     # --- the file ---
 
     def _read(self) -> dict[str, Any]:  # Any: the JSON edge
