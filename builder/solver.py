@@ -373,8 +373,17 @@ class Solver:
         with self._explaining:
             if not self._explained:
                 self._explained = True
-                known = [other for other in self.steps.values() if not other.is_source]
-                self._explain.know([other.vertex for other in known], [other.recipe.key for other in known])
+                steps = [other for other in self.steps.values() if not other.is_source]
+                known = [other for other in steps if not isinstance(other.op, Merge)]
+                self._explain.know(
+                    [other.vertex for other in known],
+                    [other.recipe.key for other in known],
+                    merged={
+                        other.recipe.key: [source.recipe.key for source in other.inputs]
+                        for other in steps
+                        if isinstance(other.op, Merge)
+                    },
+                )
             return self._explain.reason(step.vertex, step.recorded_recipe(), key=step.recipe.key, forced=step.forced)
 
     def _take_over(self, step: Step, key: str) -> bool:

@@ -93,10 +93,15 @@ class Explainer:
         self._reasons: dict[str, str] = {}
         self._names: dict[str, str] = {}
         self._vertices: Sequence[Vertex] = ()
+        self._merged: Mapping[str, Sequence[str]] = {}
         self._matches: Mapping[Vertex, PreviousStep] | None = None
 
-    def know(self, vertices: Sequence[Vertex], keys: Sequence[str]) -> None:
-        """Tell of all steps of this build with their keys, in order: what moved can't be told from what is new otherwise."""
+    def know(
+        self, vertices: Sequence[Vertex], keys: Sequence[str], *, merged: Mapping[str, Sequence[str]] | None = None
+    ) -> None:
+        """Tell of all steps of this build with their keys, in order: what moved can't be told from what is new otherwise. ``merged``: the
+        inputs' keys of steps that only stack others."""
+        self._merged = merged or {}
         self._vertices = vertices
         self._names = {key: _name(vertex) for vertex, key in zip(vertices, keys, strict=True)}
         self._matches = None
@@ -196,9 +201,10 @@ class Explainer:
 
     def _above(self, old: str, new: str) -> str:
         """Why the step of key ``new`` is not the one of key ``old`` that stood there last time."""
-        cause = self._reasons.get(new)
-        if cause:
-            return cause
+        for key in (new, *reversed(self._merged.get(new, ()))):
+            cause = self._reasons.get(key)
+            if cause:
+                return cause
         was = next((step for step in self._steps or () if step.key == old), None)
         if was is None:
             return ""

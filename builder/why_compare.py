@@ -20,7 +20,7 @@ _NAMES: Final = {
     "parents": "--parents",
     "link": "--link",
     "keep owner": "--chown",
-    "directory": "the directory",
+    "directory": "WORKDIR",
     "destination": "the destination",
     "hostname": "the host name",
     "shm size": "--shm-size",
@@ -182,9 +182,10 @@ def source_difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:  #
     if old == new or not old or not new:
         return ""
     if "reference" in old and "reference" in new:
-        if old["reference"] != new["reference"]:
-            return f"the base was {old['reference']}, is {new['reference']}"
-        return f"base {old['reference']} moved from {_digest(old)} to {_digest(new)}"
+        first, second = _familiar(old["reference"]), _familiar(new["reference"])
+        if first != second:
+            return f"the base was {first}, is {second}"
+        return f"base {first} moved from {_digest(old)} to {_digest(new)}"
     if "url" in old and "url" in new:
         if old["url"] != new["url"]:
             return f"the address was {short(old['url'])}, is {short(new['url'])}"
@@ -196,8 +197,14 @@ def source_difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:  #
     return ""
 
 
+def _familiar(reference: object) -> str:
+    """A reference as it is written: without the digest that it was resolved to, and what a short name leaves out."""
+    name = str(reference).partition("@")[0]
+    return name.removeprefix("docker.io/").removeprefix("library/")
+
+
 def _digest(seen: Mapping[str, Any]) -> str:  # Any: recipes are JSON
-    text = str(seen.get("manifest") or "an unknown digest")
+    text = str(seen.get("manifest") or str(seen.get("reference")).partition("@")[2] or "an unknown digest")
     return text[:19] + "…" if len(text) > 20 else text
 
 

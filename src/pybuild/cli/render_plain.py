@@ -9,6 +9,10 @@ from pybuild.builder.progress import BuildWarning, Event, StepDone, StepLog, Ste
 from pybuild.values import dataclass, field
 
 
+_NO_NEWS = frozenset({"first build here", "a new step", "the cache is off for this step"})
+"""Reasons that whoever started the build knows already."""
+
+
 def human_bytes(count: float) -> str:
     """``12.34kB``: powers of 1000 with two decimals, as BuildKit prints transfers."""
     for unit in ("B", "kB", "MB", "GB", "TB"):
@@ -127,6 +131,8 @@ class PlainRenderer:
             canceled = event.error.endswith("context canceled")
             self._line(step, "CANCELED" if canceled else f"ERROR: {event.error}")
         else:
+            if event.reason and event.reason not in _NO_NEWS:
+                self._line(step, f"reason: {event.reason}")
             self._line(step, f"DONE {max(0.0, event.time - step.started):.1f}s")
         self._current = None
 
