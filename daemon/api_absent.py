@@ -36,6 +36,8 @@ class AbsentRoutes:
         self._daemon = daemon
 
     def register(self, router: Router) -> None:
+        # Clients such as compose look for a network before they build, and go on if there is none: there is none.
+        router.add("GET", "/networks/{name}", self._no_network)
         for group, words in _GROUPS.items():
             handler = _refusing(NotSupportedYet(words))
             router.add("*", f"/{group}", handler)
@@ -43,6 +45,11 @@ class AbsentRoutes:
         router.add("POST", "/commit", _refusing(NotSupportedYet("containers")))
         for path in ("/session", "/grpc"):
             router.add("POST", path, _refusing(_no_session()))
+
+    async def _no_network(self, request: web.Request) -> web.StreamResponse:
+        raise ApiError(
+            f"network {request.match_info['name']} not found: networks are not supported by this daemon yet", status=404
+        )
 
 
 def _no_session() -> ApiError:

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import threading
 import time
-from typing import TYPE_CHECKING, Any, Final, cast
+from typing import TYPE_CHECKING, Any, BinaryIO, Final, cast
 
 from aiohttp import web
 
@@ -110,7 +110,7 @@ class _Build:
         try:
             with self._daemon.engine.acting_for(credentials) as engine:
                 result = engine.build(
-                    replace(self._wanted, stdin=job.body),
+                    replace(self._wanted, stdin=self._archive()),
                     progress=transcript,
                     cancel=job.cancel,
                     on_dockerfile=transcript.dockerfile,
@@ -132,6 +132,19 @@ class _Build:
         self._report(result)
         transcript.finish(Digest.parse(result.image_id) if result.image_id else None)
         self._conclude(result, quiet=quiet)
+
+    def _archive(self) -> BinaryIO:
+        """The request's body, if it begins like an archive. Raises BadContextArchive."""
+        from pybuild.builder.contexts_archive import HEADER_BYTES, BadContextArchive, Joined, is_archive, read_up_to
+
+        if self._wanted.context != "-":
+            return self._job.body
+        header = read_up_to(self._job.body, HEADER_BYTES)
+        if not is_archive(header):
+            raise BadContextArchive(
+                "the body is no tar archive, plain or compressed" if header else "the body is empty"
+            )
+        return cast(BinaryIO, Joined(header, self._job.body))
 
     def _report(self, result: BuildResult) -> None:
         if not result.image_id:

@@ -186,7 +186,7 @@ class ClassicTranscript:
             self._write(line, event.stream, event.data)
             return
         if line.log is None:
-            line.log = tempfile.SpooledTemporaryFile(_IN_MEMORY_BYTES)
+            line.log = tempfile.SpooledTemporaryFile(_IN_MEMORY_BYTES)  # noqa: SIM115  # closed when its turn comes, or at the end
         line.log.write(event.data)
 
     def _write(self, line: _Line, stream: int, data: bytes) -> None:

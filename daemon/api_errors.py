@@ -33,9 +33,11 @@ def status_of(error: PybuildError) -> int:
     from pybuild.builder.contexts import ContextNotFound, DockerfileNotFound
     from pybuild.builder.contexts_archive import BadContextArchive
     from pybuild.builder.failure import BuildFailed
-    from pybuild.layers.docker_archive import InvalidArchive
+    from pybuild.layers.compression import CorruptStream
     from pybuild.layers.database import StoreBusy
+    from pybuild.layers.docker_archive import InvalidArchive
     from pybuild.layers.images import AmbiguousImage, ImageInUse, ImageNotFound
+    from pybuild.layers.tar_read import InvalidTar
     from pybuild.parser.errors import DockerfileError
     from pybuild.registry_client.failures import Denied, NotFound, Unauthorized
     from pybuild.registry_client.references import InvalidReference
@@ -45,7 +47,14 @@ def status_of(error: PybuildError) -> int:
             return error.status
         case UsageError() | InvalidReference() | UnsupportedVersion() | AmbiguousImage() | DockerfileError():
             return 400
-        case BadContextArchive() | DockerfileNotFound() | InvalidArchive() | ContextNotFound():
+        case (
+            BadContextArchive()
+            | DockerfileNotFound()
+            | InvalidArchive()
+            | InvalidTar()
+            | CorruptStream()
+            | ContextNotFound()
+        ):
             return 400
         case ImageNotFound() | NotFound():
             return 404

@@ -16,7 +16,7 @@ from pybuild.registry_client.references import InvalidReference, Reference
 from .api_errors import ApiError, BadParameter
 from .api_request import OneCredential, Parameters, credential_for, parse_time
 from .api_server import json_answer, parameters_of
-from .api_shapes import history_answer, inspect_answer, list_entry, manifest_summaries
+from .api_shapes import history_answer, inspect_answer, list_entry, manifest_summaries, merged_by_id
 from .api_versions import ApiVersion
 from .image_list import ImageFilter, familiar, listed_images, made_at
 from .machine import host_platform
@@ -78,7 +78,7 @@ class ImageRoutes:
             from pybuild.layers.gc import Collector
 
             shared = {str(row.image.descriptor.digest): row.shared for row in Collector(store).usage().images}
-        return [
+        return merged_by_id(
             list_entry(
                 listed,
                 version=version,
@@ -86,7 +86,7 @@ class ImageRoutes:
                 manifests=manifest_summaries(store, listed.image) if with_manifests else None,
             )
             for listed in listed_images(store.images, wanted)
-        ]
+        )
 
     async def inspect(self, request: web.Request) -> web.StreamResponse:
         parameters = parameters_of(request)

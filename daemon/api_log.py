@@ -45,3 +45,5 @@ def set_up_log(*, level: str, form: str) -> None:
     root.handlers[:] = [handler]
     root.setLevel(logging.WARNING)
     logging.getLogger("pybuild").setLevel(_LEVELS[level])
+    # What clients send that is no HTTP is answered with 400; it is no error of ours and would fill the log with traces.
+    logging.getLogger("aiohttp.server").setLevel(logging.DEBUG if level == "debug" else logging.CRITICAL)

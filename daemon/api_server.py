@@ -116,6 +116,7 @@ def make_application(daemon: Daemon) -> web.Application:
     from .api_absent import AbsentRoutes
     from .api_build import BuildRoutes
     from .api_images import ImageRoutes
+    from .api_own import OwnRoutes
     from .api_system import SystemRoutes
     from .api_transfers import TransferRoutes
 
@@ -128,7 +129,7 @@ def make_application(daemon: Daemon) -> web.Application:
     application = web.Application(middlewares=[around], client_max_size=BODY_LIMIT_BYTES)
     router = Router(application)
     # The order counts where a name in the path may be anything.
-    for routes in (SystemRoutes, BuildRoutes, TransferRoutes, ImageRoutes, AbsentRoutes):
+    for routes in (SystemRoutes, OwnRoutes, BuildRoutes, TransferRoutes, ImageRoutes, AbsentRoutes):
         routes(daemon).register(router)
     application.on_response_prepare.append(_common_headers)
     return application

@@ -5,7 +5,7 @@ Shapes only: what is listed or found is decided elsewhere.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, Final
 
 from pybuild.errors import PybuildError
@@ -80,6 +80,17 @@ def list_entry(
     return out
 
 
+def merged_by_id(entries: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:  # Any: the JSON edge
+    """Images with the same ID as one: the store may hold an ID under several manifests (its layers compressed or not), docker does not."""
+    found: dict[str, dict[str, Any]] = {}
+    for entry in entries:
+        first = found.setdefault(entry["Id"], entry)
+        if first is not entry:
+            for name in ("RepoTags", "RepoDigests"):
+                first[name] = list(dict.fromkeys((*first[name], *entry[name])))
+    return list(found.values())
+
+
 def image_summaries(
     images: Images, usage: Usage, *, version: tuple[int, int]
 ) -> list[dict[str, Any]]:  # Any: the JSON edge
@@ -93,7 +104,7 @@ def image_summaries(
         if version < (1, 44):
             entry["VirtualSize"] = row.size
         out.append(entry)
-    return out
+    return merged_by_id(out)
 
 
 def inspect_answer(
@@ -101,6 +112,13 @@ def inspect_answer(
 ) -> dict[str, Any]:  # Any: the JSON edge
     """``GET /images/{name}/json``. Raises UsageError if the image has nothing for ``platform``."""
     out = inspect_image(store.images, image, platform=platform)
+    for other in store.images.list(dangling=False):
+        if other.descriptor.digest != image.descriptor.digest and out["Id"] in {
+            str(part.config) for part in other.platforms
+        }:
+            names = [name for name in other.names if "@" not in name]
+            out["RepoTags"] += [":".join(familiar(name)) for name in names]
+            out["RepoDigests"] += [f"{familiar(name)[0]}@{other.descriptor.digest}" for name in names]
     out["RepoDigests"] = list(dict.fromkeys(out["RepoDigests"]))
     config = {key: value for key, value in out["Config"].items() if key not in ("Hostname", "Image")}
     if version >= (1, 52):

@@ -59,6 +59,10 @@ class Output(io.RawIOBase):
             self._loop.call_soon_threadsafe(self._wake.set)
         return len(chunk)
 
+    def send(self, data: bytes) -> None:
+        """``write`` for those who need no count."""
+        self.write(data)
+
     def message(self, value: Mapping[str, Any]) -> None:  # Any: the JSON edge
         """Write one JSON message as docker does: an object and CR LF."""
         self.write(json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "replace") + b"\r\n")

@@ -31,7 +31,7 @@ def save(arguments: list[str], environment: Environment) -> int:
         raise UsageError("cowardly refusing to save to a terminal", hint="use -o FILE or redirect")
     if options.output:
         existing_parent(options.output, option="--output")
-    with environment.engine() as engine:
+    with environment.workbench() as engine:
         engine.save_images(
             options.names,
             dest=options.output,
@@ -53,7 +53,7 @@ def load(arguments: list[str], environment: Environment) -> int:
     options = parser.parse(arguments)
     if options.input is None and sys.stdin.isatty():
         raise UsageError("requested load from stdin, but stdin is empty", hint="use -i FILE or redirect")
-    with environment.engine() as engine:
+    with environment.workbench() as engine:
         try:
             source = open(options.input, "rb") if options.input else sys.stdin.buffer  # noqa: SIM115  # closed below, but stdin isn't ours
         except OSError as error:
@@ -93,7 +93,7 @@ def import_(arguments: list[str], environment: Environment) -> int:
     parser.add_argument("--label", action="append", default=[], metavar="K=V", help="add a label")
     options = parser.parse(arguments)
     labels = dict(key_value(text, option="--label") for text in options.label)
-    with environment.engine() as engine:
+    with environment.workbench() as engine:
         identifier = engine.import_image(
             options.source,
             stdin=sys.stdin.buffer,

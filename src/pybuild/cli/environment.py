@@ -15,6 +15,7 @@ from pybuild.errors import UsageError
 from pybuild.values import dataclass
 
 if TYPE_CHECKING:
+    from pybuild.daemon.client import RemoteEngine
     from pybuild.daemon.engine import Engine
     from pybuild.daemon.registries import Registries
     from pybuild.daemon.settings import Settings
@@ -72,6 +73,21 @@ class Environment:
             offline=offline,
             ends_process=True,
             debug=(lambda line: print(line, file=sys.stderr)) if self.debug else None,
+        )
+
+    def workbench(self, *, offline: bool = False) -> Engine | RemoteEngine:
+        """The engine in this process, or the daemon's if there is a ``--host``: for commands that work the same with both. Raises UsageError."""
+        if self.host is None:
+            return self.engine(offline=offline)
+        if offline:
+            raise UsageError("--offline can't be used with a daemon")
+        from pybuild.daemon.client import RemoteEngine
+        from pybuild.daemon.connection import DaemonAddress
+
+        return RemoteEngine(
+            DaemonAddress.parse(self.host, self.variables),
+            docker_config=docker_config_directory(self.variables),
+            variables=self.variables,
         )
 
     def registries(self) -> Registries:

@@ -6,7 +6,7 @@ import json
 import sys
 import time
 
-from pybuild.errors import PybuildError, UsageError
+from pybuild.errors import PybuildError
 
 from .environment import Environment
 from .options import Parser
@@ -34,12 +34,10 @@ def images(arguments: list[str], environment: Environment) -> int:
     )
     parser.add_argument("--format", metavar="FORMAT", help="table, json, or a Go template")
     options = parser.parse(arguments)
-    with environment.engine() as engine:
-        from pybuild.daemon.image_list import ImageFilter, image_rows
+    with environment.workbench() as engine:
+        from pybuild.daemon.image_list import ImageFilter
 
-        rows = image_rows(
-            engine.store.images, ImageFilter.parse(options.filter, name=options.name), all_images=options.all
-        )
+        rows = engine.image_rows(ImageFilter.parse(options.filter, name=options.name), all_images=options.all)
     now = time.time()
     shown = []
     for row in rows:
@@ -83,12 +81,10 @@ def inspect(arguments: list[str], environment: Environment) -> int:
         return print_raw(options.names, environment)
     found = []
     missing: list[PybuildError] = []
-    with environment.engine() as engine:
-        from pybuild.daemon.image_list import inspect_image
-
+    with environment.workbench() as engine:
         for name in options.names:
             try:
-                found.append(inspect_image(engine.store.images, engine.find_image(name), platform=options.platform))
+                found.append(engine.inspect(name, platform=options.platform))
             except PybuildError as error:
                 missing.append(error)
     if options.format:
@@ -122,17 +118,13 @@ def history(arguments: list[str], environment: Environment) -> int:
     parser.add_argument("--format", metavar="FORMAT", help="table, json, or a Go template")
     options = parser.parse(arguments)
     human = str(options.human).lower() not in ("false", "0")
-    with environment.engine() as engine:
-        image = engine.find_image(options.name)
-        part = image.choose()
-        if part is None:
-            raise UsageError(f"{options.name} holds no image for any platform")
-        entries = engine.store.images.history(part)
+    with environment.workbench() as engine:
+        found = engine.history(options.name)
     now = time.time()
     rows = []
-    for position, line in enumerate(entries):
+    for position, line in enumerate(found.entries):
         command = line.entry.created_by.replace("\t", " ").replace("\n", " ")
-        identifier = str(part.config) if position == 0 else "<missing>"
+        identifier = str(found.id) if position == 0 else "<missing>"
         if not options.no_trunc:
             command = command if len(command) <= 45 else command[:44] + "…"
             identifier = identifier.removeprefix("sha256:")[:12] if position == 0 else identifier
@@ -167,7 +159,7 @@ def tag(arguments: list[str], environment: Environment) -> int:
     parser.add_argument("source", metavar="SOURCE", help="a name, an ID or a digest")
     parser.add_argument("target", metavar="TARGET", help="the new name, NAME[:TAG]")
     options = parser.parse(arguments)
-    with environment.engine() as engine:
+    with environment.workbench() as engine:
         engine.tag(options.source, options.target)
     return 0
 
@@ -182,10 +174,10 @@ def rmi(arguments: list[str], environment: Environment) -> int:
     parser.flag("--no-prune", help="keep the layers until the next prune")
     options = parser.parse(arguments)
     failed: list[PybuildError] = []
-    with environment.engine() as engine:
+    with environment.workbench() as engine:
         for name in options.names:
             try:
-                removal = engine.remove_image(name, force=options.force)
+                removal = engine.remove_image(name, force=options.force, keep_layers=options.no_prune)
             except PybuildError as error:
                 failed.append(error)
                 continue
@@ -195,4 +187,5 @@ def rmi(arguments: list[str], environment: Environment) -> int:
                 print(f"Deleted: {deleted}")
     for problem in failed:
         print(f"ERROR: {problem.message}", file=sys.stderr)
-    return 1 if failed and not (options.force and all(type(e).__name__ == "ImageNotFound" for e in failed)) else 0
+    missing = all("ImageNotFound" in (type(error).__name__, getattr(error, "kind", "")) for error in failed)
+    return 1 if failed and not (options.force and missing) else 0

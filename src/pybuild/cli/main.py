@@ -15,6 +15,11 @@ from pybuild.errors import PybuildError, UsageError
 # Commands that don't touch the store's files, and so need no user namespace when an ordinary user runs them.
 _WITHOUT_STORE: Final = frozenset({"check", "parse", "context", "doctor", "version", "login", "logout"})
 
+# Commands that a daemon carries out where there is a --host: this process touches no store then.
+_OVER_DAEMON: Final = frozenset(
+    {"build", "why", "images", "inspect", "history", "tag", "rmi", "save", "load", "import", "run", "pull", "push", "du", "prune"}
+)
+
 # name → (module below pybuild.cli, function, one line of help)
 COMMANDS: Final[dict[str, tuple[str, str, str]]] = {
     "build": ("build", "build", "build an image from a Dockerfile"),
@@ -153,7 +158,8 @@ def _dispatch(command: str, arguments: list[str], options: dict[str, str]) -> in
     from .environment import Environment
 
     environment = Environment.from_process(options)
-    if command not in _WITHOUT_STORE and not {"-h", "--help"} & set(arguments):
+    over_daemon = environment.host is not None and command in _OVER_DAEMON
+    if command not in _WITHOUT_STORE and not over_daemon and not {"-h", "--help"} & set(arguments):
         _become_root_of_a_namespace()
     module = import_module(f"pybuild.cli.{row[0]}")
     function = getattr(module, row[1])

@@ -41,7 +41,7 @@ def pull(arguments: list[str], environment: Environment) -> int:
     if options.platform and options.all_platforms:
         raise UsageError("--platform and --all-platforms can't be used together")
     display = TransferDisplay(quiet=options.quiet)
-    with environment.engine(offline=options.offline) as engine:
+    with environment.workbench(offline=options.offline) as engine:
         try:
             report = engine.pull(
                 options.name,
@@ -82,7 +82,7 @@ def push(arguments: list[str], environment: Environment) -> int:
     parser.flag("-q", "--quiet", help="print nothing while it runs")
     options = parser.parse(arguments)
     display = TransferDisplay(quiet=options.quiet)
-    with environment.engine() as engine:
+    with environment.workbench() as engine:
         names = engine.tags_of(options.name) if options.all_tags else [options.name]
         for name in names:
             try:
@@ -178,7 +178,7 @@ def manifest(arguments: list[str], environment: Environment) -> int:
 
 def print_raw(names: Sequence[str], environment: Environment) -> int:
     """``inspect --raw``: the manifest of the local store, else the registry's."""
-    with environment.engine() as engine:
+    with environment.workbench() as engine:
         for name in names:
             sys.stdout.buffer.write(engine.raw_manifest(name))
             sys.stdout.buffer.flush()

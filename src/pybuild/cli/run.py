@@ -39,7 +39,7 @@ def run(arguments: list[str], environment: Environment) -> int:
     options = parser.parse(arguments)
     from pybuild.daemon.one_shot import RunOptions
 
-    with environment.engine() as engine:
+    with environment.workbench() as engine:
         status = engine.run_image(
             options.image,
             RunOptions(

@@ -34,12 +34,11 @@ def du(arguments: list[str], environment: Environment) -> int:
     )
     parser.add_argument("--format", metavar="FORMAT", help="json (a line a record), or a Go template")
     options = parser.parse(arguments)
-    from pybuild.layers.gc import Collector
     from pybuild.layers.usage import UsageFilter
 
     filters = [UsageFilter.parse(text) for text in options.filter]
-    with environment.engine() as engine:
-        usage = Collector(engine.store).usage()
+    with environment.workbench() as engine:
+        usage = engine.usage()
     if options.images:
         rows = [
             [image.image.names[0] if image.image.names else "<none>", human_size(image.size), human_size(image.shared), human_size(image.size - image.shared)]
@@ -101,7 +100,7 @@ def prune(arguments: list[str], environment: Environment) -> int:
     parser.add_argument("--min-free-space", metavar="SIZE", help="free at least so much of the disk")
     options = parser.parse(arguments)
     from pybuild.daemon.settings import parse_duration, parse_size
-    from pybuild.layers.gc import Collector, PrunePolicy
+    from pybuild.layers.gc import PrunePolicy
     from pybuild.layers.usage import UsageFilter
 
     policy = PrunePolicy(
@@ -115,16 +114,15 @@ def prune(arguments: list[str], environment: Environment) -> int:
     if not options.force and not options.dry_run and not _confirmed(options.all, options.images):
         return 1
     freed = 0
-    with environment.engine() as engine:
-        collector = Collector(engine.store)
+    with environment.workbench() as engine:
         if options.images and not options.dry_run:
-            images = collector.prune_images(all=options.all)
+            images = engine.prune_images(all=options.all)
             freed += images.freed_bytes
             for name in images.untagged:
                 print(f"Untagged: {name}")
             for identifier in images.deleted:
                 print(f"Deleted: {identifier}")
-        report = collector.prune(policy, dry_run=options.dry_run)
+        report = engine.prune(policy, dry_run=options.dry_run)
     freed += report.freed_bytes
     if options.verbose:
         for row in report.removed:

@@ -32,27 +32,23 @@ def why(arguments: list[str], environment: Environment) -> int:
     options = parser.parse(arguments)
     import time
 
-    with environment.engine() as engine:
-        builds = engine.store.builds
+    with environment.workbench() as engine:
         if options.list:
-            for record in builds.list():
+            for record in engine.build_records():
                 age = human_age(max(0.0, time.time() - record.started))
                 print(f"{record.ref[:12]}  {age} ago  {', '.join(record.names) or '-'}  {record.error or 'ok'}")
             return 0
         name, wanted = options.build, options.step
         if name is not None and wanted is None and name.isdigit():
             name, wanted = None, name
-        found = builds.last() if name is None else builds.find(name)
-        if found is None:
+        explained = engine.build_causes(name, with_causes=bool(options.json or wanted))
+        if explained is None:
             raise UsageError(
                 "no build is remembered here" if name is None else f"no build {name!r} is remembered here",
                 hint="'pybuild why --list' shows those that are",
             )
-        causes = (
-            {step.key: engine.causes(found, step) for step in found.steps if not step.cached}
-            if options.json or wanted
-            else {}
-        )
+        found = explained.record
+        causes = {key: list(reasons) for key, reasons in explained.causes.items()}
     steps = _chosen(found, wanted)
     if options.json:
         print(json.dumps(_json(found, steps, causes), indent=2, ensure_ascii=False))

@@ -1,0 +1,318 @@
+"""A build over a daemon, seen from the client: which contexts are sent, what of them is missing there, and where results go.
+
+Lists contexts with the ignore rules applied, sends the contents that the daemon asks for, and writes exported files on this machine. Builds
+nothing.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import shutil
+import tarfile
+import tempfile
+import threading
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO, Final, cast
+
+from pybuild.builder.contexts import DEFAULT_DOCKERFILE, DockerfileNotFound, open_local_context
+from pybuild.builder.contexts_local import LocalContext
+from pybuild.builder.contexts_named import IGNORE_FILE
+from pybuild.builder.git_reference import parse_git_reference
+from pybuild.builder.outputs import OutputType
+from pybuild.errors import PybuildError, UsageError
+from pybuild.layers.tar_write import write_tar
+from pybuild.values import dataclass, replace
+
+from .client import ended_early, final
+from .connection import Exchange
+from .context_listing import ListedPath, entries_to_send, list_view
+from .wire import WireError, dumps, loads
+
+if TYPE_CHECKING:
+    from pybuild.builder.outputs import Output
+    from pybuild.builder.progress import Progress
+    from pybuild.builder.request import BuildRequest
+
+_PIECE: Final = 1 << 18
+_DOCKERFILE_LIMIT: Final = 16 << 20
+_LAYOUT: Final = "oci-layout://"
+
+
+@dataclass(frozen=True, slots=True)
+class _Listing:
+    """A directory of this machine that the daemon gets. ``prefix``: of the named context's value."""
+
+    root: str
+    rows: tuple[ListedPath, ...]
+    prefix: str = ""
+
+    def to_wire(self) -> dict[str, Any]:  # Any: the JSON edge
+        return {"place": self.root, "prefix": self.prefix, "rows": [row.to_json() for row in self.rows]}
+
+
+class BuildCall:
+    """One build."""
+
+    def __init__(
+        self, request: BuildRequest, *, progress: Progress, cancel: threading.Event, stdout: BinaryIO | None
+    ) -> None:
+        self._given = request
+        self._progress = progress
+        self._cancel = cancel
+        self._stdout = stdout
+        self._listings: dict[str, _Listing] = {}
+        self._definition: dict[str, bytes] | None = None
+        self._dockerfile_inside = False
+
+    def run(self, begin: Callable[[Callable[[Exchange], Any]], Any]) -> Any:
+        """List, then call through ``begin``. Raises what a build raises, WireError, DaemonUnreachable."""
+        request = self._prepared(_checked(self._given))
+        arguments = {
+            "request": replace(request, stdin=None),
+            "listings": {name: listing.to_wire() for name, listing in self._listings.items()},
+            "definition": self._definition,
+            "dockerfile_inside": self._dockerfile_inside,
+            "client": _machine(),
+        }
+        return begin(lambda running: self._talk(running, dumps(arguments) + b"\n"))
+
+    # --- before ------------------------------------------------------------------------------------------------------
+
+    def _prepared(self, request: BuildRequest) -> BuildRequest:
+        """The request as the daemon gets it; notes what goes with it."""
+        request = replace(
+            request,
+            directory="/",
+            secrets=tuple(replace(secret, path=None, value=_secret(secret)) for secret in request.secrets),
+            named_contexts=self._named(request),
+        )
+        if self._given.dockerfile == "-":
+            assert self._given.stdin is not None
+            self._definition = {"stdin": _bounded(self._given.stdin)}
+        root = os.path.join(self._given.directory, request.context)
+        if request.context == "-" or (not os.path.isdir(root) and _is_elsewhere(request.context)):
+            return request
+        return self._with_directory(request, os.path.normpath(root))
+
+    def _with_directory(self, request: BuildRequest, root: str) -> BuildRequest:
+        given = self._given
+        tree = open_local_context(
+            given.context, directory=given.directory, dockerfile=None if given.dockerfile == "-" else given.dockerfile
+        )
+        elsewhere = given.dockerfile is not None and (given.dockerfile == "-" or "://" in given.dockerfile)
+        path = (
+            os.path.normpath(os.path.join(given.directory, given.dockerfile))
+            if given.dockerfile and not elsewhere
+            else None
+        )
+        inside = os.path.relpath(path or os.path.join(root, DEFAULT_DOCKERFILE), root)
+        also = [IGNORE_FILE]
+        if path is not None and inside.startswith("../"):
+            self._definition = _beside(path)
+        elif not elsewhere:
+            also += [inside, inside.lower() if path is None else inside, f"{inside}.dockerignore"]
+            if path is not None:
+                self._dockerfile_inside = True
+                request = replace(request, dockerfile=inside)
+        self._listings[""] = _Listing(root, list_view(tree.view, also=also))
+        return replace(request, context=root)
+
+    def _named(self, request: BuildRequest) -> dict[str, str]:
+        """Named contexts: directories and layouts of this machine are sent, everything else is the daemon's to find."""
+        for name, value in request.named_contexts.items():
+            prefix = _LAYOUT if value.startswith(_LAYOUT) else ""
+            path, suffix = value.removeprefix(prefix), ""
+            if prefix:
+                path, mark, tag = (
+                    path.partition("@") if "@" in path else path.rpartition(":") if ":" in path else (path, "", "")
+                )
+                suffix = mark + tag
+            root = os.path.normpath(os.path.join(request.directory, path))
+            if not os.path.isdir(root) or "://" in path:
+                continue
+            if suffix:
+                raise UsageError(f"--build-context {name}: a layout with a tag or digest can't be sent to a daemon")
+            view = LocalContext(root) if prefix else open_local_context(path, directory=request.directory).view
+            self._listings[name] = _Listing(root, list_view(view, also=[IGNORE_FILE]), prefix)
+        return dict(request.named_contexts)
+
+    # --- talking -----------------------------------------------------------------------------------------------------
+
+    def _talk(self, running: Exchange, arguments: bytes) -> Any:
+        running.send(arguments)
+        if not self._listings:
+            self._send_stdin(running)
+            running.end()
+        output: _Received | None = None
+        try:
+            for kind, payload in running.frames():
+                match kind:
+                    case b"N":
+                        self._send_contexts(running, loads(payload))
+                        running.end()
+                    case b"E":
+                        self._progress.emit(loads(payload))
+                    case b"F":
+                        if output is not None:
+                            output.close()
+                        output = self._receive(loads(payload))
+                    case b"D" if output is not None:
+                        output.write(payload)
+                    case b"D":
+                        if self._stdout is not None:
+                            self._stdout.write(payload)
+                    case _:
+                        result = final(kind, payload, self._cancel)
+                        if output is not None:
+                            output.close()
+                            output = None
+                        return result
+        finally:
+            if output is not None:
+                output.abandon()
+            if self._stdout is not None:
+                self._stdout.flush()
+        raise ended_early(self._cancel)
+
+    def _send_stdin(self, running: Exchange) -> None:
+        if self._given.context != "-" or self._given.stdin is None:
+            return
+        while piece := self._given.stdin.read(_PIECE):
+            running.send(piece)
+
+    def _send_contexts(self, running: Exchange, needed: Mapping[str, tuple[str, ...]]) -> None:
+        for name, paths in needed.items():
+            listing = self._listings[name]
+            wanted = set(paths)
+            entries = entries_to_send(listing.root, [row for row in listing.rows if row.path in wanted])
+
+            def sink(piece: Any) -> None:  # Any: the buffer protocol
+                data = bytes(piece)
+                if data:
+                    running.send(len(data).to_bytes(8, "big") + data)
+
+            if entries:
+                write_tar(entries, sink)
+            running.send((0).to_bytes(8, "big"))
+
+    def _receive(self, head: Mapping[str, Any]) -> _Received:  # Any: the JSON edge
+        try:
+            output = self._given.outputs[head["number"]]
+        except (KeyError, IndexError, TypeError):
+            raise WireError("the daemon sent an output that was not asked for") from None
+        assert output.dest is not None
+        return _Received(os.path.join(self._given.directory, output.dest), directory=bool(head.get("directory")))
+
+
+class _Received:
+    """An output on its way to its place: a file that appears whole, or a directory that is added to."""
+
+    def __init__(self, dest: str, *, directory: bool) -> None:
+        self._dest = dest
+        self._directory = directory
+        parent = os.path.dirname(os.path.abspath(dest)) or "."
+        place = parent if os.path.isdir(parent) else None
+        self._file = tempfile.NamedTemporaryFile(prefix=".pybuild-", dir=place, delete=False)  # noqa: SIM115  # closed in close or abandon
+
+    def write(self, data: bytes) -> None:
+        self._file.write(data)
+
+    def close(self) -> None:
+        """Put it in its place. Raises PybuildError."""
+        try:
+            if self._directory:
+                self._file.seek(0)
+                os.makedirs(self._dest, exist_ok=True)
+                with tarfile.open(fileobj=cast(BinaryIO, self._file)) as archive:
+                    archive.extractall(self._dest, filter=_inside)
+            else:
+                self._file.flush()
+                os.fchmod(self._file.fileno(), 0o644)
+                shutil.move(self._file.name, self._dest)
+        except (OSError, tarfile.TarError) as error:
+            raise PybuildError(f"can't write {self._dest}: {error}") from error
+        finally:
+            self.abandon()
+
+    def abandon(self) -> None:
+        self._file.close()
+        if os.path.exists(self._file.name):
+            os.unlink(self._file.name)
+
+
+def _inside(member: tarfile.TarInfo, destination: str) -> tarfile.TarInfo | None:
+    """Python's filter against paths that lead outside, without its changes of modes."""
+    checked = tarfile.tar_filter(member, destination)
+    return checked.replace(mode=member.mode, uid=os.geteuid(), gid=os.getegid(), uname="", gname="", deep=False)
+
+
+def _is_elsewhere(context: str) -> bool:
+    """True for a repository or a URL, which the daemon fetches itself."""
+    return (
+        context.startswith(("http://", "https://", "git@", "github.com/"))
+        or parse_git_reference(context, as_context=True) is not None
+    )
+
+
+def _checked(request: BuildRequest) -> BuildRequest:
+    """Raises UsageError for what can't be done over a daemon."""
+    if request.ssh:
+        raise UsageError("--ssh can't be used with a daemon: the agent is on this machine")
+    if request.on_error == "shell":
+        raise UsageError("--on-error=shell can't be used with a daemon", hint="use --on-error=keep")
+    for option, values in (("--cache-from", request.cache_from), ("--cache-to", request.cache_to)):
+        if any("type=local" in value for value in values):
+            raise UsageError(f"{option} type=local can't be used with a daemon", hint="use type=registry")
+    for output in request.outputs:
+        _check_output(output)
+    return request
+
+
+def _check_output(output: Output) -> None:
+    if output.type in (OutputType.OCI, OutputType.DOCKER) and not output.tar and output.dest == "-":
+        raise UsageError("a directory can't be written to stdout")
+
+
+def _secret(secret: Any) -> bytes:  # Any: SecretSource
+    if secret.path is None:
+        return secret.value or b""
+    try:
+        return Path(secret.path).read_bytes()
+    except OSError as error:
+        raise PybuildError(f"secret {secret.id}: can't read {secret.path}: {error.strerror}") from error
+
+
+def _beside(path: str) -> dict[str, bytes]:
+    """A Dockerfile outside the context, and its own ignore file. Raises DockerfileNotFound."""
+    name = os.path.basename(path)
+    try:
+        with open(path, "rb") as file:
+            out = {name: _bounded(file)}
+    except OSError as error:
+        raise DockerfileNotFound(name, path, (error.strerror or str(error)).lower()) from None
+    try:
+        with open(f"{path}.dockerignore", "rb") as file:
+            out[f"{name}.dockerignore"] = _bounded(file)
+    except FileNotFoundError:
+        pass
+    return out
+
+
+def _bounded(stream: BinaryIO) -> bytes:
+    out = io.BytesIO()
+    while piece := stream.read(1 << 20):
+        out.write(piece)
+        if out.tell() > _DOCKERFILE_LIMIT:
+            raise PybuildError(f"failed to read dockerfile: it is larger than {_DOCKERFILE_LIMIT >> 20} MiB")
+    return out.getvalue()
+
+
+def _machine() -> str:
+    """Tells this machine and user from others: kept contexts of two must not be mixed up."""
+    try:
+        machine = Path("/etc/machine-id").read_text(encoding="ascii").strip()
+    except (OSError, ValueError):
+        machine = os.uname().nodename
+    return f"{machine}:{os.geteuid()}"
