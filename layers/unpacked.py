@@ -195,7 +195,9 @@ class UnpackedLayers:
         found = index_tar(tar) if written is None else EntryLayer(written[1], tar=tar, offsets=written[2])
         with self._guard:
             self._indexed[diff_id] = found
-            while sum(each.size for each in self._indexed.values() if each) > _INDEXED_ENTRIES and len(self._indexed) > 1:
+            while (
+                sum(each.size for each in self._indexed.values() if each) > _INDEXED_ENTRIES and len(self._indexed) > 1
+            ):
                 del self._indexed[next(iter(self._indexed))]
         return found
 

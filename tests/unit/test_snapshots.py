@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import io
 import os
+import signal
 import stat
 import tarfile
 import threading
@@ -168,6 +169,23 @@ def test_the_upper_directory_looks_like_the_root_below_it(snapshots: SnapshotSto
         layer = active.commit()
     with snapshots.prepare([layer.diff_id]) as active:
         assert stat.S_IMODE(os.stat(active.root.upper).st_mode) == 0o700
+
+
+def test_a_process_that_is_killed_in_a_step_leaves_nothing_for_the_next_one(
+    store: Store, snapshots: SnapshotStore
+) -> None:
+    base = snapshots.write_layer((), [file("f", b"x" * 100)]).diff_id
+    child = os.fork()
+    if child == 0:
+        # Never returns: the snapshot's directory and the store's locks are left as a kill leaves them.
+        with snapshots_of(store).prepare([base]) as active:
+            (Path(active.root.upper) / "half").write_text("half")
+            os.kill(os.getpid(), signal.SIGKILL)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
+    assert len(os.listdir(store.root / "active")) == 1
+    with Store(store.root, clock=time.time) as again:
+        assert os.listdir(store.root / "active") == []
+        assert content(snapshots_of(again), [base], "f") == b"x" * 100
 
 
 def test_equal_steps_that_finish_at_the_same_time_give_one_layer(store: Store) -> None:
