@@ -197,6 +197,8 @@ def inputs_of_graph(request: BuildRequest) -> Inputs:
 def frontend_args(request: BuildRequest) -> dict[str, str]:
     """The client's options under the names that BuildKit's frontends know them by. What only concerns the machine is left out."""
     args = {f"build-arg:{name}": value for name, value in request.build_args.items()}
+    if request.source_date_epoch is not None:
+        args.setdefault("build-arg:SOURCE_DATE_EPOCH", request.source_date_epoch)
     args |= {f"label:{name}": value for name, value in request.labels.items()}
     for name, value in request.named_contexts.items():
         remote = "://" in value or value.startswith(("target:", "git@"))
