@@ -10,6 +10,7 @@ from typing import Any, Final
 
 from pybuild.errors import PybuildError
 from pybuild.layers.descriptor import INDEX_TYPES, Platform
+from pybuild.layers.digest import Digest
 from pybuild.layers.image import Index
 from pybuild.layers.images import MANIFEST_LIMIT_BYTES, Images, StoredImage
 from pybuild.layers.store import Store
@@ -112,10 +113,8 @@ def inspect_answer(
 ) -> dict[str, Any]:  # Any: the JSON edge
     """``GET /images/{name}/json``. Raises UsageError if the image has nothing for ``platform``."""
     out = inspect_image(store.images, image, platform=platform)
-    for other in store.images.list(dangling=False):
-        if other.descriptor.digest != image.descriptor.digest and out["Id"] in {
-            str(part.config) for part in other.platforms
-        }:
+    for other in store.images.with_config(Digest.parse(out["Id"])):
+        if other.descriptor.digest != image.descriptor.digest:
             names = [name for name in other.names if "@" not in name]
             out["RepoTags"] += [":".join(familiar(name)) for name in names]
             out["RepoDigests"] += [f"{familiar(name)[0]}@{other.descriptor.digest}" for name in names]

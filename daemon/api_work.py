@@ -27,7 +27,8 @@ T = TypeVar("T")
 _OUTPUT_LIMIT_BYTES: Final = 1 << 20
 _READ_BYTES: Final = 1 << 20
 _QUICK_THREADS: Final = 8
-_LONG_THREADS: Final = 256
+_LONG_THREADS: Final = 64
+"""Streams worked on at a time; more wait. Each thread keeps a connection to the database."""
 
 
 class Output(io.RawIOBase):

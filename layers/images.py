@@ -275,6 +275,11 @@ class Images:
             return None if newest is None else str(newest[0])
         return str(rows[0][0]) if rows else None
 
+    def with_config(self, config: Digest) -> tuple[StoredImage, ...]:
+        """All images with this configuration: one ID under several manifests, whose layers are compressed differently."""
+        rows = self._database.query("SELECT DISTINCT image FROM image_platform WHERE config = ?", (str(config),))
+        return tuple(image for (digest,) in rows for image in self._load([digest]))
+
     def list(self, *, dangling: bool | None = None) -> tuple[StoredImage, ...]:
         """All images, or only those without (or only those with) a name; the latest stored first."""
         digests = [row[0] for row in self._database.query("SELECT digest FROM image ORDER BY stored DESC, digest")]
