@@ -27,6 +27,7 @@ from .api_server import parameters_of
 from .api_versions import ApiVersion
 from .api_work import Job
 from .machine import host_platform
+from .registry_commands import list_registry
 
 if TYPE_CHECKING:
     from .api_server import Daemon, Router
@@ -78,7 +79,7 @@ class TransferRoutes:
 
     def _tags(self, engine: Engine, reference: Reference) -> list[str]:
         try:
-            return list(engine.list_registry(reference.name))
+            return list(list_registry(engine.registries, reference.name))
         except (NotFound, NotInRegistry, Unauthorized, Denied) as error:
             raise _no_access(reference, error) from error
 

@@ -6,7 +6,6 @@ Speaks no HTTP itself.
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from pybuild.builder.assemble import layer_media_type
@@ -53,7 +52,7 @@ def pull_image(
         cancel=cancel,
     )
     for image in pulled.manifests:
-        if image.config is not None and len(image.config.diff_ids) == len(image.manifest.layers):
+        if image.is_image and image.config is not None:
             receiver.adopt(image.config.diff_ids, image.manifest.layers)
     engine.store.images.put(reference.canonical, pulled.descriptor)
     return pulled
@@ -174,25 +173,6 @@ class Compressing:
             platform=descriptor.platform,
             annotations=descriptor.annotations,
         )
-
-
-def copy_image(
-    engine: Engine, source: str, destination: str, *, platform: Platform | None, on_transfer: OnTransfer
-) -> PushReport:
-    """Copy between any two places without the store. Raises PybuildError."""
-    from pybuild.registry_client.copy import copy
-
-    return copy(engine.registries.client, source, destination, platform=platform, on_progress=on_transfer)
-
-
-def list_registry(engine: Engine, name: str) -> Iterator[str]:
-    """Repositories of ``HOST/`` (or of a bare host with a port or a dot), else tags."""
-    client = engine.registries.client
-    if name.endswith("/"):
-        return client.catalog(name.rstrip("/"))
-    if "/" not in name and (":" in name or "." in name or name == "localhost"):
-        return client.catalog(name)
-    return client.repository(Reference.parse(name)).tags()
 
 
 def offered_platforms(engine: Engine, reference: Reference) -> tuple[Descriptor, tuple[Platform, ...]]:

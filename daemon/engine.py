@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 from pybuild import __version__
 from pybuild.errors import PybuildError, UsageError
-from pybuild.layers.descriptor import Descriptor, Platform
+from pybuild.layers.descriptor import Platform
 from pybuild.layers.digest import Digest
 from pybuild.layers.images import Removal
 from pybuild.layers.store import Store
@@ -37,7 +37,6 @@ if TYPE_CHECKING:
     from pybuild.layers.cache_index import CacheIndex as CacheSession
     from pybuild.layers.snapshots import SnapshotStore
     from pybuild.parser import Dockerfile
-    from pybuild.registry_client.client import ManifestContent
     from pybuild.registry_client.credentials import Credentials
     from pybuild.registry_client.pull import PulledImage
     from pybuild.registry_client.push import PushReport
@@ -209,10 +208,15 @@ class Engine(StoreQueries):
             cache = self.store.open_cache()
             try:
                 parts = self._parts(request, progress=progress, cancel=cancel, cache=cache, scratch=scratch)
-                reading = replace(request, cache_to=(), cache_repo=tuple(f"{text},mode=r" for text in request.cache_repo))
+                reading = replace(
+                    request, cache_to=(), cache_repo=tuple(f"{text},mode=r" for text in request.cache_repo)
+                )
                 caches = self._caches(reading, progress=progress, cancel=cancel, cache=cache)
                 return predict(
-                    request, parts if caches is None else replace(parts, caches=caches), progress=progress, cancel=cancel
+                    request,
+                    parts if caches is None else replace(parts, caches=caches),
+                    progress=progress,
+                    cancel=cancel,
                 )
             finally:
                 cache.flush()
@@ -461,63 +465,14 @@ class Engine(StoreQueries):
                 cancel=cancel,
             )
 
-    def copy(self, source: str, destination: str, *, platform: Platform | None, on_transfer: OnTransfer) -> PushReport:
-        """Copy between registries, layouts and archives without the store. Raises PybuildError."""
-        from .distribution import copy_image
-
-        return copy_image(self, source, destination, platform=platform, on_transfer=on_transfer)
-
-    def list_registry(self, name: str) -> Iterator[str]:
-        """The repositories of ``HOST/``, or the tags of a repository. Raises RegistryError."""
-        from .distribution import list_registry
-
-        return list_registry(self, name)
-
-    def registry_manifest(self, name: str) -> ManifestContent:
-        """A manifest or index as the registry has it. Raises RegistryError."""
-        from pybuild.registry_client.references import Reference
-
-        reference = Reference.parse(name).with_default_tag()
-        return self.registries.client.repository(reference).get_manifest(reference.target)
-
     def raw_manifest(self, name: str) -> bytes:
         """The bytes of a local image's manifest or index, else the registry's. Raises RegistryError."""
         image = self.store.images.find(*lookups(name))
         if image is not None:
             return self.store.blobs.read(image.descriptor.digest, limit_bytes=64 << 20)
-        return self.registry_manifest(name).data
+        from .registry_commands import registry_manifest
 
-    def delete_from_registry(self, name: str) -> str:
-        """Delete a tag or manifest. Returns what was deleted. Raises UsageError without tag and digest, RegistryError."""
-        from pybuild.registry_client.references import Reference
-
-        reference = Reference.parse(name)
-        if reference.tag is None and reference.digest is None:
-            raise UsageError("what is to be deleted? give a tag or a digest", hint=f"for example {name}:TAG")
-        self.registries.client.repository(reference, mirrors=False).delete_manifest(reference.target)
-        return reference.familiar
-
-    def referrers(self, name: str, *, artifact_type: str = "") -> tuple[Descriptor, ...]:
-        """What refers to an image in its registry. Raises RegistryError."""
-        from pybuild.registry_client.references import Reference
-
-        reference = Reference.parse(name).with_default_tag()
-        repository = self.registries.client.repository(reference)
-        digest = reference.digest
-        if digest is None:
-            found = repository.head_manifest(reference.target)
-            digest = found.digest if found is not None else repository.get_manifest(reference.target).descriptor.digest
-        return repository.referrers(digest, artifact_type=artifact_type)
-
-    def login(self, server: str, username: str, password: str) -> str:
-        """Check credentials and keep them. Returns where. Raises RegistryError, CredentialError."""
-        from pybuild.registry_client.credentials import Credential, FixedCredentials, normal_host
-
-        host = normal_host(server)
-        credential = Credential(username, password)
-        with self.registries.with_credentials(FixedCredentials({host: credential})) as client:
-            client.ping(host)
-        return self.registries.config.store(host, credential)
+        return registry_manifest(self.registries, name).data
 
 
 def canonical_tag(name: str) -> str:

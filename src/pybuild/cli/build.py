@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import sys
-import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,6 +12,7 @@ from typing import TYPE_CHECKING
 from pybuild.errors import UsageError
 
 from .attestation_options import attestations, metadata_provenance, version_control
+from .cancelling import cancelling
 from .environment import Environment
 from .options import HIDDEN, Parser, existing_parent, key_value
 
@@ -207,10 +206,8 @@ def run_build(request: BuildRequest, options: Namespace, environment: Environmen
     mode = "quiet" if options.quiet else options.progress or environment.variables.get("BUILDKIT_PROGRESS") or "auto"
     renderer = renderer_for(mode, variables=environment.variables)
     progress = Collecting(renderer)
-    cancel = threading.Event()
-    restore = _cancel_on_signals(cancel)
     try:
-        with environment.workbench() as engine:
+        with cancelling() as cancel, environment.workbench() as engine:
             result = engine.build(
                 request,
                 progress=progress,
@@ -219,7 +216,6 @@ def run_build(request: BuildRequest, options: Namespace, environment: Environmen
                 around_shell=progress.suspended,
             )
     finally:
-        restore()
         renderer.close()
         if mode not in ("quiet", "rawjson"):
             report_warnings(progress.warnings)
@@ -233,13 +229,10 @@ def run_prediction(request: BuildRequest, options: Namespace, environment: Envir
 
     mode = "quiet" if options.quiet else options.progress or environment.variables.get("BUILDKIT_PROGRESS") or "auto"
     renderer = renderer_for(mode, variables=environment.variables)
-    cancel = threading.Event()
-    restore = _cancel_on_signals(cancel)
     try:
-        with environment.workbench() as engine:
+        with cancelling() as cancel, environment.workbench() as engine:
             found = engine.predict(request, progress=renderer, cancel=cancel)
     finally:
-        restore()
         renderer.close()
     for step in found:
         if step.runs:
@@ -262,29 +255,6 @@ def _write_file(path: str, text: str) -> None:
     temporary = f"{path}.{os.getpid()}.tmp"
     Path(temporary).write_text(text, encoding="utf-8")
     os.replace(temporary, path)
-
-
-def _cancel_on_signals(cancel: threading.Event) -> _Restore:
-    """The first Ctrl-C or SIGTERM cancels in good order; the second one interrupts at once."""
-
-    def handler(number: int, frame: object) -> None:
-        if cancel.is_set():
-            raise KeyboardInterrupt
-        cancel.set()
-
-    previous = {number: signal.signal(number, handler) for number in (signal.SIGINT, signal.SIGTERM)}
-    return _Restore(previous)
-
-
-class _Restore:
-    """Puts signal handlers back."""
-
-    def __init__(self, previous: Mapping[signal.Signals, object]) -> None:
-        self._previous = previous
-
-    def __call__(self) -> None:
-        for number, handler in self._previous.items():
-            signal.signal(number, handler)  # type: ignore[arg-type]  # what signal.signal itself returned
 
 
 def _call(options: Namespace) -> tuple[str, bool, bool]:

@@ -17,7 +17,23 @@ _WITHOUT_STORE: Final = frozenset({"check", "parse", "context", "doctor", "versi
 
 # Commands that a daemon carries out where there is a --host: this process touches no store then.
 _OVER_DAEMON: Final = frozenset(
-    {"build", "why", "images", "inspect", "history", "tag", "rmi", "save", "load", "import", "run", "pull", "push", "du", "prune"}
+    {
+        "build",
+        "why",
+        "images",
+        "inspect",
+        "history",
+        "tag",
+        "rmi",
+        "save",
+        "load",
+        "import",
+        "run",
+        "pull",
+        "push",
+        "du",
+        "prune",
+    }
 )
 
 # name → (module below pybuild.cli, function, one line of help)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from pybuild.errors import UsageError
 
+from .cancelling import cancelling
 from .environment import Environment
 from .options import Parser
 from .render_plain import human_bytes
@@ -41,13 +42,14 @@ def pull(arguments: list[str], environment: Environment) -> int:
     if options.platform and options.all_platforms:
         raise UsageError("--platform and --all-platforms can't be used together")
     display = TransferDisplay(quiet=options.quiet)
-    with environment.workbench(offline=options.offline) as engine:
+    with cancelling() as cancel, environment.workbench(offline=options.offline) as engine:
         try:
             report = engine.pull(
                 options.name,
                 platform=_platform(options.platform),
                 all_platforms=options.all_platforms,
                 on_transfer=display,
+                cancel=cancel,
             )
         finally:
             display.close()
@@ -82,7 +84,7 @@ def push(arguments: list[str], environment: Environment) -> int:
     parser.flag("-q", "--quiet", help="print nothing while it runs")
     options = parser.parse(arguments)
     display = TransferDisplay(quiet=options.quiet)
-    with environment.workbench() as engine:
+    with cancelling() as cancel, environment.workbench() as engine:
         names = engine.tags_of(options.name) if options.all_tags else [options.name]
         for name in names:
             try:
@@ -93,6 +95,7 @@ def push(arguments: list[str], environment: Environment) -> int:
                     level=options.compression_level,
                     force=options.force_compression,
                     on_transfer=display,
+                    cancel=cancel,
                 )
             finally:
                 display.close()
@@ -121,10 +124,17 @@ def copy(arguments: list[str], environment: Environment) -> int:
     parser.flag("-q", "--quiet", help="print nothing while it runs")
     options = parser.parse(arguments)
     display = TransferDisplay(quiet=options.quiet)
-    with environment.engine() as engine:
+    from pybuild.daemon.registry_commands import copy as copy_image
+
+    with cancelling() as cancel:
         try:
-            report = engine.copy(
-                options.source, options.destination, platform=_platform(options.platform), on_transfer=display
+            report = copy_image(
+                environment.registries(),
+                options.source,
+                options.destination,
+                platform=_platform(options.platform),
+                on_transfer=display,
+                cancel=cancel,
             )
         finally:
             display.close()
@@ -147,11 +157,12 @@ def ls(arguments: list[str], environment: Environment) -> int:
     parser.add_argument("name", metavar="HOST|NAME", help="HOST/ for repositories, else a repository")
     parser.add_argument("--limit", type=int, default=0, metavar="N", help="stop after N")
     options = parser.parse(arguments)
-    with environment.engine() as engine:
-        for count, item in enumerate(engine.list_registry(options.name), 1):
-            print(item)
-            if options.limit and count >= options.limit:
-                break
+    from pybuild.daemon.registry_commands import list_registry
+
+    for count, item in enumerate(list_registry(environment.registries(), options.name), 1):
+        print(item)
+        if options.limit and count >= options.limit:
+            break
     return 0
 
 
@@ -166,8 +177,9 @@ def manifest(arguments: list[str], environment: Environment) -> int:
     parser.add_argument("name", metavar="NAME", help="the image")
     parser.flag("--descriptor", help="print its descriptor (media type, digest, size) instead")
     options = parser.parse(arguments)
-    with environment.engine() as engine:
-        content = engine.registry_manifest(options.name)
+    from pybuild.daemon.registry_commands import registry_manifest
+
+    content = registry_manifest(environment.registries(), options.name)
     if options.descriptor:
         print(json.dumps(content.descriptor.to_json()))
     else:
@@ -194,8 +206,9 @@ def delete(arguments: list[str], environment: Environment) -> int:
     )
     parser.add_argument("name", metavar="NAME", help="what to delete; a tag or a digest must be given")
     options = parser.parse(arguments)
-    with environment.engine() as engine:
-        print(f"Deleted: {engine.delete_from_registry(options.name)}")
+    from pybuild.daemon.registry_commands import delete as delete_reference
+
+    print(f"Deleted: {delete_reference(environment.registries(), options.name)}")
     return 0
 
 
@@ -209,8 +222,9 @@ def referrers(arguments: list[str], environment: Environment) -> int:
     parser.add_argument("name", metavar="NAME", help="the image")
     parser.add_argument("--artifact-type", default="", metavar="TYPE", help="only this artifact type")
     options = parser.parse(arguments)
-    with environment.engine() as engine:
-        found = engine.referrers(options.name, artifact_type=options.artifact_type)
+    from pybuild.daemon.registry_commands import referrers as find_referrers
+
+    found = find_referrers(environment.registries(), options.name, artifact_type=options.artifact_type)
     print(json.dumps([descriptor.to_json() for descriptor in found], indent=2))
     return 0
 
@@ -252,8 +266,9 @@ def login(arguments: list[str], environment: Environment) -> int:
         password = password or getpass.getpass("Password: ")
     if not username or not password:
         raise UsageError("the user name and the password can't be empty")
-    with environment.engine() as engine:
-        where = engine.login(options.server, username, password)
+    from pybuild.daemon.registry_commands import login as log_in
+
+    where = log_in(environment.registries(), options.server, username, password)
     print(f"Login Succeeded (kept in {where})")
     return 0
 
@@ -265,7 +280,6 @@ def logout(arguments: list[str], environment: Environment) -> int:
         "server", nargs="?", default="docker.io", metavar="SERVER", help="the registry's host (default docker.io)"
     )
     options = parser.parse(arguments)
-    with environment.engine() as engine:
-        known = engine.registries.config.erase(options.server)
+    known = environment.registries().config.erase(options.server)
     print(f"Removing login credentials for {options.server}" if known else f"Not logged in to {options.server}")
     return 0

@@ -8,7 +8,6 @@ from typing import TextIO
 from pybuild.builder.progress import BuildWarning, Event, StepDone, StepLog, StepProgress, StepStarted
 from pybuild.values import dataclass, field
 
-
 _NO_NEWS = frozenset({"first build here", "a new step", "the cache is off for this step"})
 """Reasons that whoever started the build knows already."""
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import sys
-import threading
 
+from .cancelling import cancelling
 from .environment import Environment
 from .options import Parser, key_value
 
@@ -39,7 +39,7 @@ def run(arguments: list[str], environment: Environment) -> int:
     options = parser.parse(arguments)
     from pybuild.daemon.one_shot import RunOptions
 
-    with environment.workbench() as engine:
+    with cancelling() as cancel, environment.workbench() as engine:
         status = engine.run_image(
             options.image,
             RunOptions(
@@ -54,7 +54,7 @@ def run(arguments: list[str], environment: Environment) -> int:
                 terminal=options.tty,
             ),
             on_output=_write,
-            cancel=threading.Event(),
+            cancel=cancel,
         )
     return status.code
 
