@@ -14,7 +14,7 @@ from typing import Any
 
 from pybuild import __version__
 from pybuild.errors import PybuildError
-from pybuild.layers.descriptor import Descriptor, Platform
+from pybuild.layers.descriptor import Descriptor
 from pybuild.layers.digest import Digest
 from pybuild.layers.entries import Kind
 from pybuild.layers.views import FileView
@@ -114,9 +114,10 @@ def _supplemented(
 
 
 def attestation_files(
-    attestations: Sequence[Attestation], view: FileView, *, platform: Platform, output: Output, images: int, split: bool
+    attestations: Sequence[Attestation], view: FileView, *, platform: str, output: Output, images: int, split: bool
 ) -> dict[str, bytes]:
-    """The files, by name, that a local or tar export has beside the result's own. Raises PybuildError for two of one name."""
+    """The files, by name, that a local or tar export has beside the result's own. ``platform``: as in the names of folders. Raises
+    PybuildError for two of one name."""
     wanted = [each for each in attestations if not each.inline_only]
     if not wanted:
         return {}
@@ -126,7 +127,7 @@ def attestation_files(
         name = output.attestation_prefix + posixpath.basename(each.path)
         if images > 1 and not split:
             stem, extension = posixpath.splitext(name)
-            name = f"{stem}.{str(platform).replace('/', '_')}{extension}"
+            name = f"{stem}.{platform}{extension}"
         if name in files:
             raise PybuildError(f"duplicate attestation path name {name}")
         document = statement(each, predicate=each.predicate({}), subjects=subjects)

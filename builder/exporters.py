@@ -266,12 +266,15 @@ class Exporters:
     # --- files -------------------------------------------------------------------------------------------------------
 
     def _local(self, output: Output, images: Sequence[BuiltImage]) -> None:
-        from .tree_export import export_directory
+        from .tree_export import export_directory, refuse_overwrites
 
         assert output.dest is not None  # checked when it was parsed
         root = Path(self._request.directory, output.dest)
         step = self._begin("exporting to client directory")
         try:
+            if len(images) > 1 and not self._split(output, images):
+                stacks = {format_platform(image.platform): image.stack for image in images}
+                refuse_overwrites(stacks, self._parts.snapshots.view)
             for position, image in enumerate(images):
                 where = root / _folder(image.platform) if self._split(output, images) else root
                 with self._parts.snapshots.view(image.stack) as view:
@@ -330,7 +333,7 @@ class Exporters:
         return attestation_files(
             self._attested[position],
             view,
-            platform=images[position].platform,
+            platform=_folder(images[position].platform),
             output=output,
             images=len(images),
             split=self._split(output, images),

@@ -9,11 +9,13 @@ import errno
 import os
 import shutil
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import BinaryIO
 
 from pybuild.errors import PybuildError
+from pybuild.layers.digest import Digest
 from pybuild.layers.entries import Kind, LayerEntry
 from pybuild.layers.views import FileView, Node
 
@@ -64,6 +66,27 @@ def _entry(
         device=node.device or (0, 0),
         xattrs=tuple(sorted(view.xattrs(path).items())),
     )
+
+
+def refuse_overwrites(
+    stacks: Mapping[str, Sequence[Digest]], view_of: Callable[[Sequence[Digest]], AbstractContextManager[FileView]]
+) -> None:
+    """Raise ExportFailed if two results (by platform) that go into one directory have a file of one name."""
+    owners: dict[str, str] = {}
+    for platform, stack in stacks.items():
+        with view_of(stack) as view:
+            pending = [""]
+            while pending:
+                parent = pending.pop()
+                for name, node in view.children(parent):
+                    path = f"{parent}/{name}" if parent else name
+                    if node.kind is Kind.DIRECTORY:
+                        pending.append(path)
+                    elif owners.setdefault(path, platform) != platform:
+                        raise ExportFailed(
+                            f"cannot overwrite {path} from {owners[path]} with {platform} when split option is disabled",
+                            hint="leave platform-split=false away",
+                        )
 
 
 def export_directory(view: FileView, destination: Path, *, owner: tuple[int, int], epoch: int | None = None) -> int:

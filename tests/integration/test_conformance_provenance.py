@@ -458,6 +458,13 @@ def test_several_platforms_have_a_statement_each_in_folders_or_by_name(pybuild: 
     )  # fmt: skip
     for machine in ("amd64", "arm64"):
         check_file(joined / f"provenance.linux_{machine}.json", subject=f"foo_{machine}")
+    clash = pybuild.build(
+        SCRATCH_FILES.format(suffix=""), tmp_path / "c", platforms,
+        f"-o=type=local,dest={tmp_path / 'clash'},platform-split=false", check=False,
+    )  # fmt: skip
+    message = "cannot overwrite foo from linux/amd64 with linux/arm64 when split option is disabled"
+    assert message in clash.stderr
+    assert not (tmp_path / "clash").exists()
 
 
 def test_inline_only_provenance_is_in_images_but_makes_neither_files_nor_an_index_of_an_archive(

@@ -96,20 +96,22 @@ def test_inline_only_attestations_make_no_index_of_an_archive():
 def test_files_of_local_exports_are_about_every_file_of_the_result():
     view = Tree().file("b/c", "1").file("a", "2").link("l", "a")
     output = parse_output("type=local,dest=x,attestation-prefix=pre.")
-    files = attestation_files([attestation()], view, platform=AMD64, output=output, images=1, split=False)
+    files = attestation_files([attestation()], view, platform="linux_amd64", output=output, images=1, split=False)
     (name,) = files
     assert name == "pre.provenance.json"
     assert json.loads(files[name])["subject"] == [
         {"name": "a", "digest": {"sha256": Digest.of(b"2").hex}},
         {"name": "b/c", "digest": {"sha256": Digest.of(b"1").hex}},
     ]
-    joined = attestation_files([attestation()], view, platform=AMD64, output=output, images=2, split=False)
+    joined = attestation_files([attestation()], view, platform="linux_amd64", output=output, images=2, split=False)
     assert list(joined) == ["pre.provenance.linux_amd64.json"]
     assert not attestation_files(
-        [attestation(inline_only=True)], view, platform=AMD64, output=output, images=1, split=False
+        [attestation(inline_only=True)], view, platform="linux_amd64", output=output, images=1, split=False
     )
     with pytest.raises(PybuildError, match="duplicate attestation path name"):
-        attestation_files([attestation(), attestation()], view, platform=AMD64, output=output, images=1, split=False)
+        attestation_files(
+            [attestation(), attestation()], view, platform="linux_amd64", output=output, images=1, split=False
+        )
 
 
 # --- scanners --------------------------------------------------------------------------------------------------------
