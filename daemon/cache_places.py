@@ -63,6 +63,12 @@ class CachePlace(Protocol):
     def load(self) -> CacheBundle:
         """What the cache holds. Raises NoCacheThere, PybuildError."""
 
+    def manifest(self) -> bytes:
+        """The manifest or index behind the name. Raises NoCacheThere, PybuildError."""
+
+    def read(self, descriptor: Descriptor) -> bytes:
+        """A small blob, or a manifest, verified. Raises PybuildError, OSError."""
+
     def chunks(self, blob: Descriptor) -> Iterator[bytes]:
         """The bytes of a blob. Raises PybuildError, OSError."""
 

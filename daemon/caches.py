@@ -30,9 +30,11 @@ from pybuild.builder.cache_specs import (
     CacheSource,
     CacheTarget,
     CacheType,
+    MountsPlace,
     parse_cache_from,
     parse_cache_repo,
     parse_cache_to,
+    parse_mounts_place,
 )
 from pybuild.builder.progress import Progress
 from pybuild.builder.request import BuildRequest
@@ -52,6 +54,8 @@ if TYPE_CHECKING:
     from pybuild.layers.cache_index import CacheIndex
     from pybuild.layers.snapshots import SnapshotStore
     from pybuild.layers.store import Store
+
+    from .mount_travel import MountTravel
 
 _PARALLEL_SOURCES: Final = 4
 _PARALLEL_LAYERS: Final = 6
@@ -83,6 +87,8 @@ class BuildCachesHere:
         progress: Progress,
         cancel: threading.Event,
         inline: bool = False,
+        mounts_from: Sequence[MountsPlace] = (),
+        mounts_to: Sequence[MountsPlace] = (),
     ) -> None:
         """``directory``: what the caller's paths are relative to; ``inline``: images carry their own cache."""
         self._inline = inline or any(target.type is CacheType.INLINE for target in targets)
@@ -108,6 +114,20 @@ class BuildCachesHere:
             )
             for spec in repositories
         ]
+        self._mounts: MountTravel | None = None
+        if mounts_from or mounts_to:
+            from .mount_travel import MountTravel
+
+            self._mounts = MountTravel(
+                sources=mounts_from,
+                targets=mounts_to,
+                directory=directory,
+                store=store,
+                snapshots=snapshots,
+                registries=registries,
+                events=self._events,
+                cancel=cancel,
+            )
         self._guard = threading.Lock()
         self._loaded = False
         self._steps: dict[str, CachedStep] = {}
@@ -274,11 +294,15 @@ class BuildCachesHere:
 
     def before_running(self, steps: Sequence[Step]) -> None:
         """See BuildCaches."""
+        if self._mounts is not None:
+            self._mounts.before_running(steps)
 
     def export(
         self, *, reports: Sequence[StepReport], results: Sequence[Result], bases: Sequence[tuple[Digest, ...]]
     ) -> None:
         """Send the build's steps to every target. Raises PybuildError only for a target that asked for it (ignore-error=false)."""
+        if self._mounts is not None:
+            self._mounts.save(reports)
         for target in self._targets:
             if target.type is CacheType.INLINE:
                 continue
@@ -445,4 +469,6 @@ def open_caches(
         progress=progress,
         cancel=cancel,
         inline=inline,
+        mounts_from=[parse_mounts_place(text, option="--cache-mounts-from") for text in request.cache_mounts_from],
+        mounts_to=[parse_mounts_place(text, option="--cache-mounts-to") for text in request.cache_mounts_to],
     )
