@@ -2,7 +2,7 @@
 
 Owns the cutting. Never compresses, sends or chooses what to pack; restoring is unpacking all packs into one directory (``unpack.py``).
 
-A subtree of up to 8 MiB is one pack. What is small in a larger directory goes into a number of packs by the hash of its name, so that
+A subtree of up to 8 MiB is one pack. What is small (up to 4 MiB) in a larger directory goes into a number of packs by the hash of its name, so that
 a new file changes one of them and never moves the others. Directories are in a pack of their own, the last one, without their times:
 otherwise each new file would change every pack below it.
 """
@@ -20,6 +20,7 @@ from .entries import Kind, LayerEntry
 from .views import FileView, Node
 
 PACK_BYTES: Final = 8 << 20
+_SMALL_BYTES: Final = 4 << 20
 _ENTRY_BYTES: Final = 1024  # of a header and padding
 _KINDS: Final = frozenset({Kind.FILE, Kind.SYMLINK})
 
@@ -143,12 +144,12 @@ def _cut(root: _Directory) -> Iterator[list[LayerEntry]]:
             (entry.path, [entry], _cost(entry)) for entry in directory.files
         ]
         for child in directory.below:
-            if child.size > PACK_BYTES:
+            if child.size > _SMALL_BYTES:
                 waiting.append(child)
             else:
                 small.append((child.path, [entry for one in _all(child) for entry in one.files], child.size))
         count = 1
-        while count * (PACK_BYTES // 2) < sum(size for _, _, size in small):
+        while count * _SMALL_BYTES < sum(size for _, _, size in small):
             count *= 2
         buckets: list[list[LayerEntry]] = [[] for _ in range(count)]
         for path, entries, _ in small:
