@@ -16,7 +16,7 @@ from pybuild.registry_client.references import InvalidReference, Reference
 from .api_errors import ApiError, BadParameter
 from .api_request import OneCredential, Parameters, credential_for, parse_time
 from .api_server import json_answer, parameters_of
-from .api_shapes import history_answer, inspect_answer, list_entry, manifest_summaries, merged_by_id
+from .api_shapes import attestation_answer, history_answer, inspect_answer, list_entry, manifest_summaries, merged_by_id
 from .api_versions import ApiVersion
 from .image_list import ImageFilter, familiar, listed_images, made_at
 from .machine import host_platform
@@ -44,6 +44,7 @@ class ImageRoutes:
         router.add("POST", "/images/prune", self.prune)
         router.add("GET", "/images/{name:.+}/json", self.inspect)
         router.add("GET", "/images/{name:.+}/history", self.history)
+        router.add("GET", "/images/{name:.+}/attestations", self.attestations)
         router.add("POST", "/images/{name:.+}/tag", self.tag)
         router.add("DELETE", "/images/{name:.+}", self.delete)
         router.add("GET", "/distribution/{name:.+}/json", self.distribution)
@@ -120,6 +121,28 @@ class ImageRoutes:
             if platform is not None and image.choose(platform) is None:
                 raise _nothing_for(request.match_info["name"], str(platform))
             return history_answer(engine.store.images, image, platform=platform)
+
+        return json_answer(await self._daemon.work.call(find))
+
+    async def attestations(self, request: web.Request) -> web.StreamResponse:
+        parameters = parameters_of(request)
+        if len(parameters.texts("platform")) > 1:
+            raise BadParameter("only one platform can be given")
+        platform = parameters.platform() or host_platform()
+
+        def find() -> list[dict[str, Any]]:  # Any: the JSON edge
+            engine = self._daemon.engine
+            image = engine.find_image(request.match_info["name"])
+            part = image.choose(platform)
+            if part is None:
+                raise _nothing_for(request.match_info["name"], str(platform))
+            return attestation_answer(
+                engine.store,
+                image,
+                part,
+                types=frozenset(parameters.texts("type")),
+                statements=parameters.flag("statement"),
+            )
 
         return json_answer(await self._daemon.work.call(find))
 

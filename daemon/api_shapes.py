@@ -5,20 +5,22 @@ Shapes only: what is listed or found is decided elsewhere.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Sequence
 from typing import Any, Final
 
 from pybuild.errors import PybuildError
 from pybuild.layers.descriptor import INDEX_TYPES, Platform
 from pybuild.layers.digest import Digest
-from pybuild.layers.image import Index
-from pybuild.layers.images import MANIFEST_LIMIT_BYTES, Images, StoredImage
+from pybuild.layers.image import Index, Manifest
+from pybuild.layers.images import MANIFEST_LIMIT_BYTES, Images, StoredImage, StoredPlatform
 from pybuild.layers.store import Store
 from pybuild.layers.usage import Usage
 
 from .image_list import ListedImage, familiar, inspect_image, made_at
 from .machine import host_platform
 
+_STATEMENT_BYTES: Final = 64 << 20
 _NEVER: Final = "0001-01-01T00:00:00Z"
 _REFERENCE_TYPE: Final = "vnd.docker.reference.type"
 _REFERENCE_DIGEST: Final = "vnd.docker.reference.digest"
@@ -129,7 +131,7 @@ def inspect_answer(
                 del out[key]
     else:
         config = {**_EMPTY_CONFIG, **config}
-        out |= {"Parent": "", "DockerVersion": "", "GraphDriver": {"Name": "overlayfs", "Data": None}}
+        out |= {"Parent": "", "DockerVersion": "", "GraphDriver": {"Name": "overlayfs", "Data": {}}}
         if not out["Created"]:
             if version < (1, 44):
                 out["Created"] = _NEVER
@@ -187,7 +189,7 @@ def manifest_summaries(store: Store, image: StoredImage) -> list[dict[str, Any]]
                 "Available": True,
                 "Kind": "image",
                 "Size": {"Content": content, "Total": content + part.size},
-                "ImageData": {"Platform": part.platform.to_json(), "Size": {"Unpacked": part.size}, "Containers": []},
+                "ImageData": _image_data(part.platform, part.size),
             }
         )
     return out + _attached(store, image, known={row["ID"] for row in out})
@@ -212,6 +214,40 @@ def _attached(store: Store, image: StoredImage, *, known: set[str]) -> list[dict
         if attestation:
             row["AttestationData"] = {"For": child.annotations.get(_REFERENCE_DIGEST, "")}
         elif child.platform is not None:
-            row["ImageData"] = {"Platform": child.platform.to_json(), "Size": {"Unpacked": 0}, "Containers": []}
+            row["ImageData"] = _image_data(child.platform, 0)
         out.append(row)
+    return out
+
+
+def _image_data(platform: Platform, unpacked: int) -> dict[str, Any]:  # Any: the JSON edge
+    # The description requires UnpackedSize, docker's own answers have Size.Unpacked.
+    return {"Platform": platform.to_json(), "Size": {"Unpacked": unpacked}, "UnpackedSize": unpacked, "Containers": []}
+
+
+def attestation_answer(
+    store: Store, image: StoredImage, part: StoredPlatform, *, types: frozenset[str], statements: bool
+) -> list[dict[str, Any]]:  # Any: the JSON edge
+    """``GET /images/{name}/attestations``: the in-toto statements that the image's index attaches to ``part``. Raises BlobNotFound,
+    InvalidImage."""
+    if image.descriptor.media_type not in INDEX_TYPES:
+        return []
+    out: list[dict[str, Any]] = []
+    for child in Index.from_bytes(
+        store.blobs.read(image.descriptor.digest, limit_bytes=MANIFEST_LIMIT_BYTES)
+    ).manifests:
+        if (
+            child.annotations.get(_REFERENCE_TYPE) != "attestation-manifest"
+            or child.annotations.get(_REFERENCE_DIGEST) != str(part.manifest.digest)
+            or not store.blobs.has(child.digest)
+        ):
+            continue
+        manifest = Manifest.from_bytes(store.blobs.read(child.digest, limit_bytes=MANIFEST_LIMIT_BYTES))
+        for layer in manifest.layers:
+            kind = layer.annotations.get("in-toto.io/predicate-type", "")
+            if not kind or (types and kind not in types):
+                continue
+            row: dict[str, Any] = {"Descriptor": layer.to_json(), "PredicateType": kind}
+            if statements:
+                row["Statement"] = json.loads(store.blobs.read(layer.digest, limit_bytes=_STATEMENT_BYTES))
+            out.append(row)
     return out

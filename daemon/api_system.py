@@ -116,7 +116,7 @@ class SystemRoutes:
             "Images": images,
             "Driver": "overlayfs",
             "DriverStatus": [["driver-type", "pybuild"]],
-            "Plugins": {"Volume": [], "Network": [], "Authorization": None, "Log": []},
+            "Plugins": {"Volume": [], "Network": [], "Authorization": [], "Log": []},
             "MemoryLimit": True,
             "SwapLimit": True,
             "CpuCfsPeriod": True,
@@ -143,7 +143,7 @@ class SystemRoutes:
             "RegistryConfig": self._registry_config(version),
             "NCPU": len(os.sched_getaffinity(0)),
             "MemTotal": os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"),
-            "GenericResources": None,
+            "GenericResources": [],
             "DockerRootDir": str(daemon.engine.store.root),
             "HttpProxy": _masked(variables.get("HTTP_PROXY", "")),
             "HttpsProxy": _masked(variables.get("HTTPS_PROXY", "")),
@@ -171,7 +171,7 @@ class SystemRoutes:
         if version < (1, 50):
             out |= {"BridgeNfIptables": False, "BridgeNfIp6tables": False}
         if version < (1, 42):
-            out |= {"ClusterStore": "", "ClusterAdvertise": "", "SystemStatus": None, "KernelMemory": False}
+            out |= {"ClusterStore": "", "ClusterAdvertise": "", "KernelMemory": False}
         return out
 
     def _registry_config(self, version: ApiVersion) -> dict[str, Any]:  # Any: the JSON edge
@@ -190,7 +190,7 @@ class SystemRoutes:
             "Mirrors": [f"https://{mirror}/" for mirror in tables.get("docker.io", {}).get("mirrors", ())],
         }
         if version < (1, 49):
-            out |= {"AllowNondistributableArtifactsCIDRs": None, "AllowNondistributableArtifactsHostnames": None}
+            out |= {"AllowNondistributableArtifactsCIDRs": [], "AllowNondistributableArtifactsHostnames": []}
         return out
 
     async def auth(self, request: web.Request) -> web.StreamResponse:

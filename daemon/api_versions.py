@@ -40,4 +40,4 @@ class ApiVersion(NamedTuple):
 
 
 OLDEST: Final = ApiVersion(1, 24)
-NEWEST: Final = ApiVersion(1, 54)
+NEWEST: Final = ApiVersion(1, 56)
