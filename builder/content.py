@@ -51,7 +51,8 @@ class ContentDigest:
     """The digest of a selection.
 
     ``paths``: (path in the tree, what counted about it, in short) while there are not too many; ``total``: how many were selected;
-    ``read_bytes``: how much had to be read to know it; ``xattrs``: the attributes that files have, by path, None if nobody looked.
+    ``read_bytes``: how much had to be read to know it; ``xattrs``: the attributes that files have, by path, None if nobody looked;
+    ``files``: the digest (hex) of every regular file, in the selection's order.
     """
 
     text: str
@@ -59,6 +60,7 @@ class ContentDigest:
     total: int
     read_bytes: int
     xattrs: Mapping[str, Xattrs] | None = None
+    files: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,14 +97,7 @@ class ContentReader:
 
     def digest(self, view: FileView, selection: Selection, rules: DigestRules) -> ContentDigest:
         """The content digest of ``selection`` in ``view``. Raises FileUnreadable, Cancelled."""
-        files: list[tuple[str, Node]] = []
-        regular = Kind.FILE
-        for matches in selection.sources:
-            for match in matches:
-                if match.node.kind is regular:
-                    files.append((match.path, match.node))
-                base = match.path + "/" if match.path else ""
-                files += [(base + rel, node) for rel, node in match.below if node.kind is regular]
+        files = _files(selection)
         contents, read_bytes = self._contents(view, files)
         hasher = hashlib.sha256(b"pybuild selection\n")
         paths: list[tuple[str, str]] = []
@@ -117,7 +112,8 @@ class ContentReader:
                 hasher.update(b"\n\n")
                 if keep:
                     paths += _paths(match, lines)
-        return ContentDigest(f"content:{hasher.hexdigest()}", tuple(paths), selection.count, read_bytes, xattrs)
+        text = f"content:{hasher.hexdigest()}"
+        return ContentDigest(text, tuple(paths), selection.count, read_bytes, xattrs, tuple(contents))
 
     def _lines(
         self,
@@ -261,6 +257,25 @@ class ContentReader:
             and (after.st_dev, after.st_ino) == node.inode
         )
         return hasher.hexdigest(), unchanged
+
+
+def _files(selection: Selection) -> list[tuple[str, Node]]:
+    """The regular files of a selection in its order, with their paths in the tree."""
+    files: list[tuple[str, Node]] = []
+    regular = Kind.FILE
+    for matches in selection.sources:
+        for match in matches:
+            if match.node.kind is regular:
+                files.append((match.path, match.node))
+            base = match.path + "/" if match.path else ""
+            files += [(base + rel, node) for rel, node in match.below if node.kind is regular]
+    return files
+
+
+def contents_by_host_path(selection: Selection, content: ContentDigest) -> dict[str, str]:
+    """The sha256 (hex) of the selected files that lie on this machine, by their path there."""
+    files = zip(_files(selection), content.files, strict=True)
+    return {node.host_path: digest for (_, node), digest in files if node.host_path is not None}
 
 
 def _line(rel: str, node: Node, rules: DigestRules, contents: Sequence[str], number: int) -> str:

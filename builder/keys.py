@@ -79,6 +79,11 @@ def content_key(op: Op, input_identities: Sequence[str]) -> Recipe:
     return recipe_of({"by": "content", "op": encode(plain(op), input_identities)})
 
 
+def likeness(op: Op) -> str:
+    """A text that is the same for all steps of this operation, whatever they are made from."""
+    return recipe_of({"by": "operation", "op": encode(plain(op), ())}).key
+
+
 def plain(op: Op) -> Op:
     """The operation without its nonce: what later builds, which may use the cache, will look for."""
     if isinstance(op, (Exec, FileCopy, FileMake)) and op.nonce:

@@ -188,6 +188,10 @@ class Snapshots(Protocol):
     def write_layer(self, stack: Sequence[Digest], entries: Sequence[LayerEntry]) -> Layer:
         """Make a layer from entries in one pass: canonical tar, hash, store. Nothing is unpacked."""
 
+    def resembles(self, layer: Layer, *, key: str, contents: Mapping[str, str]) -> None:
+        """Tell what may help to unpack a layer that was just written: ``key`` names the step, whatever it copied: layers of the
+        same key probably resemble each other; ``contents``: the sha256 (hex) of files that it was made of, by their path on this machine."""
+
     def scratch(self) -> AbstractContextManager[str]:
         """An empty directory on the store's file system, removed afterwards."""
 

@@ -15,7 +15,7 @@ from pybuild.layers.digest import Digest
 from pybuild.layers.views import FileView
 from pybuild.values import dataclass, field
 
-from .content import ContentReader, Xattrs
+from .content import ContentDigest, ContentReader, Xattrs, contents_by_host_path
 from .contexts_local import LocalContext
 from .copy import plan_copy, plan_make
 from .copy_spool import Spool
@@ -23,7 +23,7 @@ from .downloads import DownloadedFile, GitTree
 from .execute import ExecRunner, ExecSettings
 from .execute_trees import MountTree, StackTree, ViewTree
 from .graph import ContextSource, Exec, FileCopy, FileMake, GitSource, HttpSource, ImageSource, Merge, Op, Scratch
-from .keys import stack_identity
+from .keys import likeness, stack_identity
 from .progress import BuildWarning, Progress, StepDone, StepProgress, StepStarted
 from .protocols import Executor, RemoteSources, ResolvedImage, Snapshots
 from .protocols import ImageSource as Images
@@ -31,6 +31,8 @@ from .selection import Selection, SourceNotFound, check_unchanged
 from .solver_steps import Step, StepFailed, StepMaker, source_input, take, why_missing
 
 Output = Callable[[int, bytes], None]
+
+_MANY = 256
 
 
 @dataclass(slots=True, eq=False)
@@ -300,8 +302,13 @@ class StepRunner:
             for warning in plan.warnings:
                 self._progress.emit(BuildWarning("UnknownOwner", warning, step.vertex.note.lines, step=step.key))
             layer = self._snapshots.write_layer(stack, plan.entries)
-        if position in inputs.selections:
-            check_unchanged(inputs.selections[position])
+        selection = inputs.selections.get(position)
+        if selection is not None:
+            check_unchanged(selection)
+            content = inputs.contents.get(position)
+            if content is not None and selection.count >= _MANY:
+                known = contents_by_host_path(selection, content)
+                self._snapshots.resembles(layer, key=likeness(op), contents=known)
         return (*stack, layer.diff_id), 1
 
 
@@ -314,6 +321,7 @@ class StepInputs:
     held: ExitStack
     selections: dict[int, Selection] = field(default_factory=dict)
     xattrs: dict[int, Mapping[str, Xattrs]] = field(default_factory=dict)
+    contents: dict[int, ContentDigest] = field(default_factory=dict)
     _views: dict[int, FileView] = field(default_factory=dict)
 
     def view(self, position: int) -> FileView:
@@ -332,6 +340,7 @@ class StepInputs:
         if position in step.contents:
             if position in step.selections:
                 self.selections[position] = step.selections[position]
+            self.contents[position] = step.contents[position]
             return step.contents[position].text
         if isinstance(source.op, (HttpSource, GitSource)):
             return source.recipe.key  # made from the checksum or the commit: nothing need be there to know it
@@ -345,6 +354,7 @@ class StepInputs:
             if selection is not None:
                 self.selections[position] = selection
             if content is not None:
+                self.contents[position] = content
                 if content.xattrs is not None:
                     self.xattrs[position] = content.xattrs
                 return content.text

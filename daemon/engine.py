@@ -159,6 +159,7 @@ class Engine(StoreQueries):
                     leases=self.store.leases,
                     cache_mounts=self.store.cache_mounts,
                     active=self.store.active,
+                    facts=self.store.facts,
                 )
             return self._snapshots
 

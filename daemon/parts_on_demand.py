@@ -7,7 +7,7 @@ Delegates; decides nothing.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, BinaryIO
 
@@ -64,6 +64,10 @@ class SnapshotsOnDemand:
     def write_layer(self, stack: Sequence[Digest], entries: Sequence[LayerEntry]) -> Layer:
         """See Snapshots."""
         return self._get().write_layer(stack, entries)
+
+    def resembles(self, layer: Layer, *, key: str, contents: Mapping[str, str]) -> None:
+        """See Snapshots."""
+        self._get().resembles(layer, key=key, contents=contents)
 
     def unpack_stream(self, stack: Sequence[Digest], stream: BinaryIO) -> Layer:
         """See SnapshotStore."""

@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 import stat
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, Final
@@ -23,6 +23,7 @@ from .blobs import BlobStore
 from .cache_mounts import CacheMounts
 from .digest import Digest
 from .entries import Kind, Layer, LayerEntry, RootOverlay
+from .facts import Facts
 from .layer_index import LayerIndex
 from .leases import Leases
 from .unpacked import UnpackedLayers
@@ -55,15 +56,16 @@ class SnapshotStore:
         leases: Leases,
         cache_mounts: CacheMounts,
         active: ActiveDirectories,
+        facts: Facts | None = None,
         overlay: bool = True,
     ) -> None:
-        """``overlay``: False where overlays can't be mounted; steps then run in full copies."""
+        """``facts``: see ``UnpackedLayers``; ``overlay``: False where overlays can't be mounted; steps then run in full copies."""
         self._blobs = blobs
         self._index = layers
         self._cache_mounts = cache_mounts
         self._overlay = overlay
         self._active = active
-        self.unpacked = UnpackedLayers(root, blobs=blobs, index=layers, leases=leases, active=active)
+        self.unpacked = UnpackedLayers(root, blobs=blobs, index=layers, leases=leases, active=active, facts=facts)
         self._leases = leases
         self._views_epoch: int | None = None
         self._views: dict[tuple[Digest, ...], StackView] = {}
@@ -156,6 +158,11 @@ class SnapshotStore:
         Parents that ``entries`` lack are added as they are in ``stack``, so that the layer stands alone.
         """
         return self._write((*self._missing_parents(tuple(stack), entries), *entries))
+
+    def resembles(self, layer: Layer, *, key: str, contents: Mapping[str, str]) -> None:
+        """Tell what helps to unpack a layer that ``write_layer`` just made: ``key`` names the step that made it, whatever it found;
+        ``contents``: the sha256 (hex) of files by their path on this machine."""
+        self.unpacked.resembles(layer.diff_id, key=key, contents=contents)
 
     def merge_layers(self, base: Sequence[Digest], own: Sequence[Digest]) -> Layer:
         """Make one layer that changes ``base`` as all of ``own`` do, lowest first."""

@@ -5,6 +5,9 @@ Owns that directory. Never makes layers, never looks for their bytes elsewhere t
     layers/<hex>/fs          the layer in overlay-lower form. <hex> is its diff ID's if it stands alone, else the chain ID's of the
                              stack that it was unpacked on (implied parents, hard links to lower files, and uppers of a step
                              that hold more than their tar)
+    layers/<hex>/listing     of some: what the layer holds, for comparing (see difference.py)
+    layers/<hex>/changes     instead of fs/, of a layer that resembles another one: changes/base names that one's directory, and
+                             changes/fs over its fs/ shows the layer
     layers/<hex>/merged-<n>  the 50 layers that end with this chain ID as one (n = 1), or 50 of such (n = 2), … by hard links
 
 Each appears by an atomic rename. Its directory's modification time is when it was last used (see leases.py).
@@ -16,7 +19,7 @@ import errno
 import hashlib
 import os
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, Final
@@ -27,12 +30,14 @@ from .active import ActiveDirectories
 from .blobs import BlobStore
 from .digest import Digest
 from .entries import Layer, LayerEntry
+from .facts import Facts
 from .layer_index import LayerIndex, LayerNotFound
 from .leases import Leases
 from .locks import lock_file
 from .xattrs import Ownership
 
 if TYPE_CHECKING:  # a build that finds everything in the cache looks into no layer
+    from .difference import Likeness
     from .tree_views import EntryLayer, LayerSource, StackView
     from .unpack import Unpacked
 
@@ -43,6 +48,8 @@ _CHAINS: Final = 16
 _INDEXED_ENTRIES: Final = 100_000  # some hundred bytes each
 _ENTRY_BYTES: Final = 256
 _REMEMBERED_ENTRIES: Final = 50_000
+_ALIKE: Final = 4
+_FACT: Final = "unpacked"
 
 
 def _distinct(paths: Sequence[str]) -> tuple[str, ...]:
@@ -72,8 +79,16 @@ class UnpackedLayers:
     """Finds, makes and hands out unpacked layers. A stack is a sequence of diff IDs, lowest first."""
 
     def __init__(
-        self, root: Path, *, blobs: BlobStore, index: LayerIndex, leases: Leases, active: ActiveDirectories
+        self,
+        root: Path,
+        *,
+        blobs: BlobStore,
+        index: LayerIndex,
+        leases: Leases,
+        active: ActiveDirectories,
+        facts: Facts | None = None,
     ) -> None:
+        """``facts``: where it is remembered which unpacked layer others may resemble; without it none is compared."""
         self._layers = os.fspath(root / "layers")
         self._locks = root / "locks"
         self._blobs = blobs
@@ -84,7 +99,9 @@ class UnpackedLayers:
         # What was found and touched during the lease of this epoch.
         self._epoch: int | None = None
         self._known: set[str] = set()
-        self._found: dict[Digest, str] = {}
+        self._found: dict[Digest, tuple[str, ...]] = {}
+        self._facts = facts
+        self._alike: dict[Digest, Likeness] = {}
         self._indexed: dict[Digest, EntryLayer | None] = {}
         self._written: dict[Digest, tuple[int, Sequence[LayerEntry], Sequence[int]]] = {}
         self._guard = threading.Lock()
@@ -137,16 +154,29 @@ class UnpackedLayers:
         self._known.add(path)
         return True
 
-    def _find(self, diff_id: Digest, chain_id: Digest) -> str | None:
+    def _find(self, diff_id: Digest, chain_id: Digest) -> tuple[str, ...] | None:
+        """The directory of a layer: one, or that of a similar layer and what differs, lowest first."""
         self._refresh()
         found = self._found.get(chain_id)
         if found is not None:
             return found
         for name in (chain_id.hex, diff_id.hex):
-            if self._present(f"{name}/fs"):
-                found = self._found[chain_id] = f"{self._layers}/{name}/fs"
+            found = self._directories_of(name)
+            if found is not None:
+                self._found[chain_id] = found
                 return found
         return None
+
+    def _directories_of(self, name: str) -> tuple[str, ...] | None:
+        if self._present(f"{name}/fs"):
+            return (f"{self._layers}/{name}/fs",)
+        if self._facts is None or not self._present(f"{name}/changes"):
+            return None
+        changes = f"{self._layers}/{name}/changes"
+        with open(f"{changes}/base", encoding="ascii") as file:
+            base = file.read()
+        # gc knows nothing of this tie: without its base the difference is worth nothing, and the layer is unpacked whole.
+        return (f"{self._layers}/{base}/fs", f"{changes}/fs") if self._present(f"{base}/fs") else None
 
     def is_unpacked(self, stack: Sequence[Digest]) -> bool:
         """True if the topmost layer of ``stack`` is unpacked for it."""
@@ -158,8 +188,12 @@ class UnpackedLayers:
         """Something to look at for every layer: its directory, or its tar; unpacks only what is neither."""
         out: list[LayerSource | str] = []
         for position, (diff_id, chain_id) in enumerate(zip(stack, self.chain(stack), strict=True)):
-            found: LayerSource | str | None = self._find(diff_id, chain_id) or self._index_of(diff_id)
-            out.append(found if found is not None else self._unpack(stack[: position + 1], chain_id))
+            found = self._find(diff_id, chain_id)
+            indexed = None if found is not None else self._index_of(diff_id)
+            if indexed is not None:
+                out.append(indexed)
+            else:
+                out += found or self._unpack(stack[: position + 1], chain_id)
         return out
 
     def view(self, stack: Sequence[Digest]) -> StackView:
@@ -217,17 +251,28 @@ class UnpackedLayers:
                 for position, path in zip(missing, made, strict=True):
                     found[position] = path
         paths = [path for path in found if path is not None]
-        return self._within_limits(paths, chains)
+        if sum(map(len, paths)) > _STACKED_LAYERS:
+            # Merged directories stand for whole layers.
+            for position, path in enumerate(paths):
+                if len(path) > 1:
+                    paths[position] = self._unpack(stack[: position + 1], chains[position], whole=True)
+            return self._within_limits([path for (path,) in paths], chains)
+        return _distinct([path for several in paths for path in several])
 
     # --- making -------------------------------------------------------------------------------------------------------
 
-    def _unpack(self, stack: Sequence[Digest], chain_id: Digest) -> str:
+    def _unpack(self, stack: Sequence[Digest], chain_id: Digest, *, whole: bool = False) -> tuple[str, ...]:
         diff_id = stack[-1]
+        likeness = self._alike.get(diff_id)
         # By chain ID: whoever waits here with a lock of its own waits for a shorter stack, so never in a circle.
         with lock_file(self._locks / f"unpack-{chain_id.hex}", transient=True):
             found = self._find(diff_id, chain_id)
-            if found is not None:
+            if found is not None and not (whole and len(found) > 1):
                 return found
+            if likeness is not None and not whole:
+                found = self._unpack_difference(stack, chain_id, likeness)
+                if found is not None:
+                    return found
             blobs = self._index.blobs(diff_id)
             if blobs:
                 with self._blobs.open(blobs[0].digest) as content:
@@ -237,10 +282,85 @@ class UnpackedLayers:
                     self._apply(stack, chain_id, content, verify=False)
             else:
                 raise LayerNotFound(diff_id)
+        self._found.pop(chain_id, None)
         found = self._find(diff_id, chain_id)
         if found is None:
             raise LayerNotFound(diff_id)
+        if likeness is not None:
+            self._keep_listing(diff_id, likeness, found)
         return found
+
+    def resembles(self, diff_id: Digest, *, key: str, contents: Mapping[str, str]) -> None:
+        """Tell of a layer that was just made: layers of the same ``key`` probably resemble it; ``contents``: the sha256 (hex) of files that it
+        was made of, by their path on this machine."""
+        written = self._written.get(diff_id)
+        if self._facts is None or written is None:
+            return
+        from .difference import WORTHWHILE, Likeness, listing
+
+        lines = listing(written[0], contents) if len(written[0]) >= WORTHWHILE else None
+        if lines is not None:
+            with self._guard:
+                self._alike[diff_id] = Likeness(key, written[0], written[1], lines)
+                if len(self._alike) > _ALIKE:
+                    del self._alike[next(iter(self._alike))]
+
+    def _keep_listing(self, diff_id: Digest, likeness: Likeness, found: tuple[str, ...]) -> None:
+        """Remember a whole layer as one that later ones may resemble."""
+        assert self._facts is not None
+        if found != (f"{self._layers}/{diff_id.hex}/fs",):
+            return
+        from .difference import encode
+
+        with self._active.make() as directory:
+            path = f"{directory}/listing"
+            with open(path, "wb") as file:
+                file.write(encode(likeness.lines))
+            self.publish(path, diff_id, part="listing")
+        self._facts.put(_FACT, likeness.key, value=str(diff_id))
+
+    def _unpack_difference(
+        self, stack: Sequence[Digest], chain_id: Digest, likeness: Likeness
+    ) -> tuple[str, ...] | None:
+        """Unpack only what differs from a layer that is there; None if there is none that helps."""
+        from .difference import difference, read_listing
+        from .tar_write import write_tar
+        from .unpack import unpack_layer
+
+        assert self._facts is not None
+        diff_id = stack[-1]
+        fact = self._facts.get(_FACT, likeness.key)
+        if fact is None or self._index.tar_blob(diff_id) is None:
+            return None
+        base = Digest.parse(fact.value).hex
+        old = read_listing(f"{self._layers}/{base}/listing") if self._present(f"{base}/fs") else None
+        if old is None:
+            return None
+        tar = os.fspath(self._blobs.path(diff_id))
+        view: list[StackView] = []
+
+        def is_below(path: str) -> bool:
+            view[:] = view or [self.view(stack[:-1])]
+            return view[0].lookup(path) is not None
+
+        found = difference(likeness, old, tar=tar, is_below=is_below)
+        if found is None:
+            return None
+        entries, anywhere = found
+        if not anywhere and chain_id == diff_id:
+            return None  # the lowest layer of a stack: under its only name others would find it on higher places, too
+        with self._active.make() as directory:
+            changes = f"{directory}/changes"
+            os.makedirs(f"{changes}/fs", 0o755)
+            os.chmod(f"{changes}/fs", 0o755)
+            with open(f"{changes}/base", "x", encoding="ascii") as file:
+                file.write(base)
+            with open(f"{directory}/tar", "x+b") as part:
+                write_tar(entries, part.write)
+                part.seek(0)
+                unpack_layer(part, f"{changes}/fs", ownership=self.ownership)
+            self.publish(changes, diff_id if anywhere else chain_id, part="changes")
+        return self._find(diff_id, chain_id)
 
     def unpack_stream(self, stack: Sequence[Digest], stream: BinaryIO) -> Layer:
         """Unpack the topmost layer of ``stack`` from its blob's bytes as they arrive, whatever they are compressed with.

@@ -124,6 +124,9 @@ class MemorySnapshots:
         with self._guard:
             del self.active[active.root.upper]
 
+    def resembles(self, layer: Layer, *, key: str, contents: Mapping[str, str]) -> None:
+        """Nothing is unpacked here."""
+
     def write_layer(self, stack: Sequence[Digest], entries: Sequence[LayerEntry]) -> Layer:
         known = tuple(
             replace(entry, data=_content(entry), host_path=None) if entry.kind is Kind.FILE else entry
