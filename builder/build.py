@@ -412,6 +412,7 @@ class _Build:
             shm_size=request.shm_size,
             ulimits=request.ulimits,
             cgroup_parent=request.cgroup_parent,
+            resources=request.resources,
             proxies=request.proxies,
             progress=self._progress,
             clock=parts.clock,

@@ -304,6 +304,7 @@ class _Lowering:
             shm_size=options.shm_size,
             ulimits=options.ulimits,
             cgroup_parent=options.cgroup_parent,
+            resources=options.resources,
             nonce=self._nonce,
         )
         shown = f"RUN {step.command}" if shell else f"RUN {' '.join(args)}"

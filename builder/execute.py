@@ -136,6 +136,7 @@ class ExecRunner:
                 shm_size=op.shm_size,
                 ulimits=op.ulimits,
                 cgroup_parent=op.cgroup_parent,
+                resources=op.resources,
             )
             stubs = stub_paths(mounts)
             try:

@@ -167,6 +167,8 @@ class Exec:
     shm_size: int = 0
     ulimits: tuple[tuple[str, int, int], ...] = ()
     cgroup_parent: str = ""
+    resources: tuple[tuple[str, str], ...] = ()
+    """Limits by their names (``memory``, ``cpu-quota``, …). They change how long a step takes, not what it does: no part of a key."""
     nonce: str = ""
     """Differs where the step must not come from the cache (``--no-cache``); otherwise empty."""
 

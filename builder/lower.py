@@ -75,6 +75,7 @@ class LowerOptions:
     shm_size: int = 0
     ulimits: tuple[tuple[str, int, int], ...] = ()
     cgroup_parent: str = ""
+    resources: tuple[tuple[str, str], ...] = ()
     cache_mount_namespace: str = ""
     proxies: Mapping[str, str] = field(default_factory=dict)
     progress: Progress = field(default_factory=Silent)
@@ -268,6 +269,7 @@ class _Lowering:
             shm_size=options.shm_size,
             ulimits=options.ulimits,
             cgroup_parent=options.cgroup_parent,
+            resources=options.resources,
             cache_namespace=self._given.get("BUILDKIT_CACHE_MOUNT_NS") or options.cache_mount_namespace,
             proxies=proxy_environment(options.proxies, self._given),
             several_platforms=options.several_platforms,

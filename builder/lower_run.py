@@ -73,6 +73,7 @@ def lower_run(state: StageState, command: Command, instruction: Run, *, tree_of:
         shm_size=settings.shm_size,
         ulimits=settings.ulimits,
         cgroup_parent=settings.cgroup_parent,
+        resources=settings.resources,
         nonce=state.nonce(),
     )
     shown = _shown(state, instruction, mounts)

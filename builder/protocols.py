@@ -109,7 +109,7 @@ class ProcessSpec:
     """A process to run isolated. Users and groups are numbers already, mounts concrete and in the order they are made.
 
     ``network``: ``default``, ``none`` or ``host``; ``insecure``: all capabilities, no seccomp, no masks; ``extra_hosts``: (name,
-    address); ``ulimits``: (name, soft, hard); ``shm_size`` bytes (0: 64 MiB); ``resolv_conf``: None takes the host's.
+    address); ``ulimits``: (name, soft, hard); ``resources``: limits by name, as ``builder/resources.py`` reads them; ``shm_size`` bytes (0: 64 MiB); ``resolv_conf``: None takes the host's.
     ``terminal``: the process gets a controlling terminal (for ``--on-error=shell``) and the caller's standard streams.
     """
 
@@ -128,6 +128,7 @@ class ProcessSpec:
     shm_size: int = 0
     ulimits: tuple[tuple[str, int, int], ...] = ()
     cgroup_parent: str = ""
+    resources: tuple[tuple[str, str], ...] = ()
     resolv_conf: str | None = None
     terminal: bool = False
 

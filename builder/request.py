@@ -82,6 +82,7 @@ class BuildRequest:
     shm_size: int = 0
     ulimits: tuple[tuple[str, int, int], ...] = ()
     cgroup_parent: str = ""
+    resources: tuple[tuple[str, str], ...] = ()
     source_date_epoch: str | None = None
     proxies: Mapping[str, str] = field(default_factory=dict)
     cache_from: tuple[str, ...] = ()

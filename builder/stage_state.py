@@ -33,6 +33,7 @@ class StepSettings:
     shm_size: int = 0
     ulimits: tuple[tuple[str, int, int], ...] = ()
     cgroup_parent: str = ""
+    resources: tuple[tuple[str, str], ...] = ()
     cache_namespace: str = ""
     proxies: tuple[tuple[str, str], ...] = ()
     several_platforms: bool = False

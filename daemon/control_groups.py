@@ -121,7 +121,10 @@ class StepGroups:
 
     def remove(self) -> bool:
         """Remove the groups; False if one is still busy."""
-        self.made = [folder for folder in self.made if not _remove_group(folder)]
+        for folder in self.made:
+            if _remove_group(folder) and os.path.basename(os.path.dirname(folder)) == _PARENT_OF_LIMITED.encode():
+                _remove_group(os.path.dirname(folder))  # goes with the last step in it
+        self.made = [folder for folder in self.made if os.path.isdir(folder)]
         return not self.made
 
 
@@ -196,9 +199,15 @@ class ControlGroups:
             path = path[len(root) :]
         return os.path.join(point, path.strip(b"/"))
 
-    def make(self, *, parent: str, privileged: bool) -> StepGroups:
-        """Groups for a step, as far as they can be made; what can't be is told in its notices if it was asked for."""
+    def make(self, *, parent: str, privileged: bool, limits: list[tuple[str, str]]) -> StepGroups:
+        """Groups for a step, as far as they can be made; what can't be is told in its notices if it was asked for.
+
+        ``limits``: values by the names that ``builder/resources.py`` gives them.
+        """
         groups = StepGroups([], devices=self.base is not None and not privileged, notices=[])
+        only_limits = bool(limits) and not parent
+        if only_limits:
+            parent = _PARENT_OF_LIMITED
         if not parent:
             if privileged and self.base is not None and self.devices is not None:
                 groups.joined.append(self._folder(self.devices, ""))
@@ -207,10 +216,13 @@ class ControlGroups:
         for hierarchy in self.mounts:
             if not hierarchy and self.devices != "":
                 continue  # a version 2 tree without controllers beside version 1 hierarchies
+            if only_limits and hierarchy and not _limits_of(hierarchy, limits):
+                continue
             folder = os.path.join(self._folder(hierarchy, parent), self.name + b"-%d" % self.count)
             try:
                 _make_group(folder, cpuset="cpuset" in hierarchy.split(","))
                 groups.made.append(folder)
+                self._limit(hierarchy, folder, limits, groups.notices)
                 if hierarchy == self.devices and not privileged:
                     self._restrict(folder)
             except OSError as error:
@@ -218,6 +230,18 @@ class ControlGroups:
                 if hierarchy == self.devices:
                     groups.devices = False
         return groups
+
+    def _limit(self, hierarchy: str, folder: bytes, limits: list[tuple[str, str]], notices: list[str]) -> None:
+        """Write a step's limits into its group of a hierarchy, those that this hierarchy is for."""
+        wanted = _limits_of(hierarchy, limits)
+        if not hierarchy and wanted:
+            _delegate(folder, {name.partition(".")[0] for name, _ in wanted}, top=self.mounts[hierarchy][0])
+        for name, value in wanted:
+            try:
+                with open(os.path.join(folder, name.encode()), "wb", buffering=0) as text:
+                    text.write(value.encode())
+            except OSError as error:
+                notices.append(f"the limit {name}={value} can't be set: {error.strerror}")
 
     def _restrict(self, folder: bytes) -> None:
         if self.guard is None:
@@ -234,6 +258,67 @@ class ControlGroups:
         """Remove a step's groups, and those of earlier steps that were still busy then."""
         self.busy.append(groups)
         self.busy = [one for one in self.busy if not one.remove()]
+
+
+# Where limited steps without a parent go: as with the reference, below the top of the hierarchy.
+_PARENT_OF_LIMITED = "pybuild"
+_DEFAULT_PERIOD = "100000"
+
+
+def _limits_of(hierarchy: str, limits: list[tuple[str, str]]) -> list[tuple[str, str]]:
+    """The files of a hierarchy's groups that limits are written to, with the values."""
+    if not hierarchy:
+        return version_2_limits(dict(limits))
+    controllers = hierarchy.split(",")
+    return [pair for pair in version_1_limits(dict(limits)) if pair[0].partition(".")[0] in controllers]
+
+
+def version_1_limits(limits: dict[str, str]) -> list[tuple[str, str]]:
+    """Files of version 1 groups and what is written to them (Documentation/admin-guide/cgroup-v1/), in order."""
+    files = {
+        "memory": "memory.limit_in_bytes",
+        "memory-swap": "memory.memsw.limit_in_bytes",
+        "cpu-shares": "cpu.shares",
+        "cpu-period": "cpu.cfs_period_us",
+        "cpu-quota": "cpu.cfs_quota_us",
+        "cpuset-cpus": "cpuset.cpus",
+        "cpuset-mems": "cpuset.mems",
+    }
+    return [(file, limits[name]) for name, file in files.items() if name in limits]
+
+
+def version_2_limits(limits: dict[str, str]) -> list[tuple[str, str]]:
+    """Files of version 2 groups and what is written to them (Documentation/admin-guide/cgroup-v2.rst), in order."""
+    out = []
+    if "memory" in limits:
+        out.append(("memory.max", limits["memory"]))
+    if "memory-swap" in limits:
+        # Version 1 counted memory and swap together, version 2 swap alone.
+        total = int(limits["memory-swap"])
+        out.append(("memory.swap.max", "max" if total < 0 else str(max(0, total - int(limits.get("memory", "0"))))))
+    if "cpu-shares" in limits:
+        # 2…262144 onto 1…10000, as runc converts them.
+        shares = min(max(int(limits["cpu-shares"]), 2), 262144)
+        out.append(("cpu.weight", str(1 + (shares - 2) * 9999 // 262142)))
+    if "cpu-quota" in limits or "cpu-period" in limits:
+        out.append(("cpu.max", f"{limits.get('cpu-quota', 'max')} {limits.get('cpu-period', _DEFAULT_PERIOD)}"))
+    out += [(f"cpuset.{part}", limits[f"cpuset-{part}"]) for part in ("cpus", "mems") if f"cpuset-{part}" in limits]
+    return out
+
+
+def _delegate(folder: bytes, controllers: set[str], *, top: bytes) -> None:
+    """Let the parents of a version 2 group pass controllers on, from the top down; what can't be shows when a limit is written."""
+    below = os.path.relpath(os.path.dirname(folder), top)
+    parents = [top]
+    for name in below.split(b"/") if below != b"." else ():
+        parents.append(os.path.join(parents[-1], name))
+    for parent in parents:
+        for controller in sorted(controllers):
+            try:
+                with open(os.path.join(parent, b"cgroup.subtree_control"), "wb", buffering=0) as text:
+                    text.write(b"+" + controller.encode())
+            except OSError:
+                pass
 
 
 def _join_group(folder: bytes) -> bool:

@@ -252,6 +252,7 @@ class NamespaceExecutor:
             "devices": list(INSECURE_DEVICES) if spec.insecure else [],
             "privileged": spec.insecure,
             "control_group_parent": expand_slice(spec.cgroup_parent),
+            "limits": list(spec.resources),
             "oom_score_adj": 0,
             "terminal": window_size(0) if spec.terminal else None,
         }

@@ -71,6 +71,7 @@ if TYPE_CHECKING:
         devices: list[tuple[bytes, int, int, int, int]]
         privileged: bool
         control_group_parent: str
+        limits: list[tuple[str, str]]
         oom_score_adj: int
         terminal: tuple[int, int] | None
 
@@ -1464,7 +1465,9 @@ class Launcher:
         flags = CLONE_NEWNS | CLONE_NEWPID | CLONE_NEWIPC | CLONE_NEWUTS
         if request["new_network"]:
             flags |= CLONE_NEWNET
-        groups = self.groups.make(parent=request["control_group_parent"], privileged=request["privileged"])
+        groups = self.groups.make(
+            parent=request["control_group_parent"], privileged=request["privileged"], limits=request["limits"]
+        )
         try:
             process = clone(flags)
         except OSError as error:

@@ -123,3 +123,29 @@ COPY --from=base /out /
         assert "Resource temporarily unavailable" in (out / "error").read_text()
     finally:
         group.rmdir()
+
+
+def test_limits_hold_for_a_step_and_change_no_key(pybuild: Command, tmp_path: Path) -> None:
+    unified = Path("/sys/fs/cgroup/cgroup.subtree_control").exists()
+    if unified:
+        files = "memory.max cpu.max cpuset.cpus"
+    elif Path("/sys/fs/cgroup/memory/memory.limit_in_bytes").exists():
+        files = "memory/memory.limit_in_bytes cpu/cpu.cfs_quota_us cpuset/cpuset.cpus"
+    else:
+        pytest.skip("no control groups for memory")
+    dockerfile = f"""
+FROM busybox AS base
+RUN cd /sys/fs/cgroup && cat {files} > /limits
+FROM scratch
+COPY --from=base /limits /
+"""
+    out = build_files(
+        pybuild, dockerfile, tmp_path / "c", "--resource=memory=64m", "--resource=cpu-quota=50000", "--cpuset-cpus=0"
+    )
+    assert (out / "limits").read_text().split("\n") == ["67108864", "50000 100000" if unified else "50000", "0", ""]
+    out = build_files(pybuild, dockerfile, tmp_path / "c", "-m", "32m")
+    assert (out / "limits").read_text().startswith("67108864\n")
+    for text in ("memory=0", "cpu-shares=x", "speed=1", "cpuset-cpus=a"):
+        result = pybuild.run("build", f"--resource={text}", str(tmp_path / "c"), check=False)
+        assert result.returncode != 0
+        assert "invalid" in result.stderr.splitlines()[-1]

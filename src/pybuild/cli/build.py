@@ -148,6 +148,13 @@ def add_build_options(out: Parser) -> None:
     )
     out.add_argument("--cgroup-parent", default="", metavar="PATH", help="the parent cgroup of RUN steps")
     out.add_argument(
+        "--resource",
+        action=many,
+        default=[],
+        metavar="NAME=VALUE",
+        help="a limit of RUN steps: memory, memory-swap, cpu-shares, cpu-period, cpu-quota, cpuset-cpus, cpuset-mems",
+    )
+    out.add_argument(
         "--progress", metavar="MODE", help="auto (default), plain, tty, quiet or rawjson (env BUILDKIT_PROGRESS)"
     )
     out.flag("-q", "--quiet", help="print only the image's ID")
@@ -180,6 +187,9 @@ def add_build_options(out: Parser) -> None:
         help="when a RUN fails: open a shell in it, or keep its file system",
     )
     out.add_argument("-m", "--memory", help=HIDDEN)
+    out.add_argument("-c", "--cpu-shares", help=HIDDEN)
+    for name in ("memory-swap", "cpu-period", "cpu-quota", "cpuset-cpus", "cpuset-mems"):
+        out.add_argument(f"--{name}", help=HIDDEN)
     out.flag("--rm", help=HIDDEN)
     out.flag("--force-rm", help=HIDDEN)
 
@@ -336,6 +346,7 @@ def request_from(options: Namespace, variables: Mapping[str, str]) -> BuildReque
         shm_size=parse_size(options.shm_size) if options.shm_size else 0,
         ulimits=parse_ulimits(options.ulimit),
         cgroup_parent=options.cgroup_parent,
+        resources=_resources(options),
         source_date_epoch=options.source_date_epoch
         or build_args.get("SOURCE_DATE_EPOCH")
         or variables.get("SOURCE_DATE_EPOCH"),
@@ -492,6 +503,14 @@ def parse_ssh(given: Sequence[str], variables: Mapping[str, str]) -> tuple[SshSo
                 raise UsageError(f"--ssh {name}: {path!r} does not exist")
         out[name or "default"] = SshSource(name or "default", given_paths, raw)
     return tuple(out.values())
+
+
+def _resources(options: Namespace) -> tuple[tuple[str, str], ...]:
+    from pybuild.builder.resources import RESOURCES, parse_resources
+
+    old = {name: getattr(options, name.replace("-", "_")) for name in RESOURCES}
+    given = [*(f"{name}={value}" for name, value in old.items() if value is not None), *options.resource]
+    return parse_resources(given) if given else ()
 
 
 def parse_entitlements(given: Sequence[str], *, network: str = "default") -> frozenset[str]:
