@@ -298,10 +298,10 @@ class UnpackedLayers:
             return
         from .difference import WORTHWHILE, Likeness, listing
 
-        lines = listing(written[0], contents) if len(written[0]) >= WORTHWHILE else None
+        lines = listing(written[1], contents) if len(written[1]) >= WORTHWHILE else None
         if lines is not None:
             with self._guard:
-                self._alike[diff_id] = Likeness(key, written[0], written[1], lines)
+                self._alike[diff_id] = Likeness(key, written[1], written[2], lines)
                 if len(self._alike) > _ALIKE:
                     del self._alike[next(iter(self._alike))]
 
