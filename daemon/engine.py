@@ -9,7 +9,7 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, BinaryIO
@@ -179,7 +179,7 @@ class Engine(StoreQueries):
         is not possible without. Raises BuildFailed, Cancelled, PybuildError."""
         from pybuild.builder.build import build
 
-        with self.store.lease(), self.store.active.make() as scratch:
+        with self._within_policy(), self.store.lease(), self.store.active.make() as scratch:
             cache = self.store.open_cache()
             caches = self._caches(request, progress=progress, cancel=cancel, cache=cache)
             try:
@@ -191,15 +191,29 @@ class Engine(StoreQueries):
 
                     handler = on_failure(self, request.on_error, around=around_shell, cancel=cancel)
                     parts = replace(parts, on_failure=handler)
-                result = build(
+                return build(
                     request, parts, progress=progress, cancel=cancel, stdout=stdout, on_dockerfile=on_dockerfile
                 )
             finally:
                 if caches is not None:
                     caches.close()
                 cache.flush()
-        self._keep_within_policy()
-        return result
+
+    @contextmanager
+    def _within_policy(self) -> Iterator[None]:
+        """Hold the store to the gc policy of the configuration meanwhile and at the end."""
+        policy = self.settings.gc
+        if not policy.is_set:
+            yield
+            return
+        from .space_keeper import enforce, kept_within
+
+        try:
+            with kept_within(self.store, policy):
+                yield
+        finally:
+            with suppress(PybuildError):  # what was built is built; the next build tries again
+                enforce(self.store, policy)
 
     def predict(self, request: BuildRequest, *, progress: Progress, cancel: threading.Event) -> list[Prediction]:
         """What a build would run, and why; runs and keeps nothing. Raises as ``build``."""
@@ -309,18 +323,6 @@ class Engine(StoreQueries):
         from .provenance_environment import read_provenance_environment
 
         return read_provenance_environment(self.settings.provenance_directory)
-
-    def _keep_within_policy(self) -> None:
-        policy = self.settings.gc
-        if not policy.max_used_bytes and not policy.keep_seconds:
-            return
-        from pybuild.layers.gc import Collector, PrunePolicy
-
-        collector = Collector(self.store)
-        if policy.keep_seconds:
-            collector.prune(PrunePolicy(keep_duration_seconds=policy.keep_seconds, all=True))
-        if policy.max_used_bytes:
-            collector.enforce(policy.max_used_bytes)
 
     # --- images ------------------------------------------------------------------------------------------------------
 

@@ -6,6 +6,8 @@ mirrors = ["mirror.example:5000"]
 [gc]
 max-used-space = "50GB"
 keep-duration = "14d"
+reserved-space = "5GB"
+min-free-space = "10GB"
 [worker]
 max-parallelism = 4
 insecure-entitlements = ["network.host", "security.insecure"]
@@ -35,10 +37,18 @@ class InvalidSettings(PybuildError):
 
 @dataclass(frozen=True, slots=True)
 class GcPolicy:
-    """When the store is trimmed. ``max_used_bytes`` 0: no cap; ``keep_seconds`` 0: no age limit."""
+    """When the store is trimmed. ``max_used_bytes`` 0: no cap; ``keep_seconds`` 0: no age limit; ``reserved_bytes``: may always stay;
+    ``min_free_bytes``: of the disk."""
 
     max_used_bytes: int = 0
     keep_seconds: float = 0.0
+    reserved_bytes: int = 0
+    min_free_bytes: int = 0
+
+    @property
+    def is_set(self) -> bool:
+        """True if there is anything to hold the store to."""
+        return bool(self.max_used_bytes or self.keep_seconds or self.min_free_bytes)
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +113,7 @@ def settings_from(value: Mapping[str, Any]) -> tuple[Settings, tuple[str, ...]]:
     unknown: list[str] = []
     known = {
         "registry": None,
-        "gc": {"max-used-space", "keep-duration"},
+        "gc": {"max-used-space", "keep-duration", "reserved-space", "min-free-space"},
         "worker": {"max-parallelism", "insecure-entitlements"},
         "daemon": None,
         "insecure-entitlements": None,
@@ -124,6 +134,8 @@ def settings_from(value: Mapping[str, Any]) -> tuple[Settings, tuple[str, ...]]:
             gc=GcPolicy(
                 max_used_bytes=parse_size(gc.get("max-used-space", 0)),
                 keep_seconds=parse_duration(gc.get("keep-duration", 0)),
+                reserved_bytes=parse_size(gc.get("reserved-space", 0)),
+                min_free_bytes=parse_size(gc.get("min-free-space", 0)),
             ),
             max_parallelism=int(worker.get("max-parallelism", 0)),
             entitlements=Settings().entitlements if granted is None else frozenset(str(item) for item in granted),

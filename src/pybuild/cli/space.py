@@ -25,6 +25,7 @@ def du(arguments: list[str], environment: Environment) -> int:
     parser = Parser("du", usage="[OPTIONS]", description="Show what the build cache and the images hold.")
     parser.flag("--verbose", help="all fields of each record")
     parser.flag("--images", help="the images' share instead of the cache's records")
+    parser.flag("--builds", help="what the steps of each remembered build hold, instead of the cache's records")
     parser.add_argument(
         "--filter",
         action="append",
@@ -37,6 +38,8 @@ def du(arguments: list[str], environment: Environment) -> int:
     from pybuild.layers.usage import UsageFilter
 
     filters = [UsageFilter.parse(text) for text in options.filter]
+    if options.builds:
+        return _builds(environment)
     with environment.workbench() as engine:
         usage = engine.usage()
     if options.images:
@@ -66,6 +69,29 @@ def du(arguments: list[str], environment: Environment) -> int:
     print(
         f"Reclaimable:\t{human_size(sum(row.size for row in records if row.reclaimable))}\nTotal:\t\t{human_size(total)}"
     )
+    return 0
+
+
+def _builds(environment: Environment) -> int:
+    if environment.host is not None:
+        raise UsageError("--builds is about this machine's own store", hint="leave --host away")
+    from pybuild.layers.build_usage import build_usage
+
+    with environment.engine() as engine:
+        found = build_usage(engine.store.builds, engine.store.cache, engine.usage().cache)
+    now = time.time()
+    rows = [
+        [
+            one.build.ref[:12],
+            f"{human_age(max(0.0, now - one.build.started))} ago",
+            ", ".join(one.build.names) or "-",
+            str(one.steps),
+            human_size(one.size),
+            human_size(one.shared),
+        ]
+        for one in found
+    ]
+    print_table(["BUILD", "STARTED", "NAMES", "STEPS", "SIZE", "SHARED SIZE"], rows)
     return 0
 
 
