@@ -48,7 +48,7 @@ _CHAINS: Final = 16
 _INDEXED_ENTRIES: Final = 100_000  # some hundred bytes each
 _ENTRY_BYTES: Final = 256
 _REMEMBERED_ENTRIES: Final = 50_000
-_ALIKE: Final = 4
+_ALIKE: Final = 2
 _FACT: Final = "unpacked"
 
 
@@ -102,6 +102,7 @@ class UnpackedLayers:
         self._found: dict[Digest, tuple[str, ...]] = {}
         self._facts = facts
         self._alike: dict[Digest, Likeness] = {}
+        self._last: tuple[Digest, Sequence[LayerEntry], Sequence[int]] | None = None
         self._indexed: dict[Digest, EntryLayer | None] = {}
         self._written: dict[Digest, tuple[int, Sequence[LayerEntry], Sequence[int]]] = {}
         self._guard = threading.Lock()
@@ -204,6 +205,9 @@ class UnpackedLayers:
 
     def remember(self, diff_id: Digest, entries: Sequence[LayerEntry], offsets: Sequence[int]) -> None:
         """Keep what is known of a layer's tar that was just written, so that looking at it needs no reading of it."""
+        with self._guard:
+            # For ``resembles``, which is told at once or never.
+            self._last = (diff_id, entries, offsets)
         weight = len(entries) + sum(len(entry.data) for entry in entries if entry.data) // _ENTRY_BYTES
         if weight > _REMEMBERED_ENTRIES:
             return
@@ -272,6 +276,7 @@ class UnpackedLayers:
             if likeness is not None and not whole:
                 found = self._unpack_difference(stack, chain_id, likeness)
                 if found is not None:
+                    self._alike.pop(diff_id, None)
                     return found
             blobs = self._index.blobs(diff_id)
             if blobs:
@@ -288,20 +293,26 @@ class UnpackedLayers:
             raise LayerNotFound(diff_id)
         if likeness is not None:
             self._keep_listing(diff_id, likeness, found)
+            self._alike.pop(diff_id, None)
         return found
 
     def resembles(self, diff_id: Digest, *, key: str, contents: Mapping[str, str]) -> None:
         """Tell of a layer that was just made: layers of the same ``key`` probably resemble it; ``contents``: the sha256 (hex) of files that it
         was made of, by their path on this machine."""
-        written = self._written.get(diff_id)
-        if self._facts is None or written is None:
+        with self._guard:
+            last, self._last = self._last, None
+            written = (
+                last[1:] if last is not None and last[0] == diff_id else self._written.get(diff_id, (0, (), ()))[1:]
+            )
+        entries, offsets = written
+        if self._facts is None or not entries:
             return
         from .difference import WORTHWHILE, Likeness, listing
 
-        lines = listing(written[1], contents) if len(written[1]) >= WORTHWHILE else None
+        lines = listing(entries, contents) if len(entries) >= WORTHWHILE else None
         if lines is not None:
             with self._guard:
-                self._alike[diff_id] = Likeness(key, written[1], written[2], lines)
+                self._alike[diff_id] = Likeness(key, entries, offsets, lines)
                 if len(self._alike) > _ALIKE:
                     del self._alike[next(iter(self._alike))]
 
