@@ -225,8 +225,9 @@ class _Build:
         request, parts = self._request, self._parts
         for entitlement in sorted(request.entitlements - parts.entitlements):
             raise EntitlementRefused(entitlement)
-        plan = self._plan_dockerfile(stack) if request.definition is None else self._plan_graph(request.definition)
+        # Before anything is read: repositories are reached by way of an agent, too.
         sockets = stack.enter_context(parts.ssh.serve(request.ssh)) if request.ssh else {}
+        plan = self._plan_dockerfile(stack) if request.definition is None else self._plan_graph(request.definition)
         attester = self._attester()
         scans = [] if attester is None or attester.choice is None else self._scans(attester, plan.lowered)
         outputs = request.outputs or (Output(type=OutputType.IMAGE),)

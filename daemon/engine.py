@@ -276,6 +276,8 @@ class Engine(StoreQueries):
         from .remotes_on_demand import RemotesOnDemand
         from .ssh_sockets import SshSockets
 
+        snapshots = SnapshotsOnDemand(lambda: self.snapshots, index=self.store.layers)
+        ssh = SshSockets(snapshots)
         remotes = RemotesOnDemand(
             self.store.root / "remotes",
             self.registries,
@@ -285,9 +287,9 @@ class Engine(StoreQueries):
                 if secret.id.startswith(("HTTP_AUTH", "GIT_AUTH"))
             },
             cancel=cancel,
+            ssh_socket=lambda: ssh.served.get("default"),
         )
         layers = StoreLayers(self.store)
-        snapshots = SnapshotsOnDemand(lambda: self.snapshots, index=self.store.layers)
         return BuildParts(
             executor=ExecutorOnDemand(lambda: self.executor),
             snapshots=snapshots,
@@ -306,7 +308,7 @@ class Engine(StoreQueries):
             builds=self.store.builds,
             recipes=CacheRecipes(cache),
             layer_times=layers,
-            ssh=SshSockets(snapshots),
+            ssh=ssh,
             preload=cache.stat_index.preload,
             platform=host_platform(),
             scratch=str(scratch),

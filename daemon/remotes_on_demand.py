@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from functools import cached_property
 from pathlib import Path
@@ -27,21 +27,31 @@ class RemotesOnDemand:
     """Satisfies the builder's ``ContextRemotes`` and ``EpochSource``. See ``RemoteFetcher`` for the parameters."""
 
     def __init__(
-        self, directory: Path, registries: Registries, *, secrets: Mapping[str, bytes], cancel: threading.Event
+        self,
+        directory: Path,
+        registries: Registries,
+        *,
+        secrets: Mapping[str, bytes],
+        cancel: threading.Event,
+        ssh_socket: Callable[[], str | None] = lambda: None,
     ) -> None:
+        """``ssh_socket``: the agent for repositories behind ssh, asked for with the first source."""
         self._directory = directory
+        self._ssh_socket = ssh_socket
         self._registries = registries
         self._secrets = secrets
         self._cancel = cancel
 
     @cached_property
     def _fetcher(self) -> RemoteFetcher:
+        from .git_command import GitSettings
         from .remotes import RemoteFetcher
 
         return RemoteFetcher(
             self._directory,
             self._registries.client.transport,
             wall_clock=time.time,
+            git=GitSettings(environment=self._registries.variables, ssh_auth_sock=self._ssh_socket()),
             secrets=self._secrets,
             cancel=self._cancel,
         )

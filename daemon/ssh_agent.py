@@ -84,7 +84,8 @@ class Upstream:
 
 @contextmanager
 def serve_agents(sources: Sequence[SshSource], directory: str) -> Iterator[Mapping[str, str]]:
-    """Sockets by id, made in the empty ``directory``, until the context ends. For use by this process only. Raises AgentUnusable, InvalidKey."""
+    """Sockets by id, made in the empty ``directory``, until the context ends; for this process and its children. Raises AgentUnusable,
+    InvalidKey."""
     opened = {source.id: _opened(source) for source in sources}
     with ExitStack() as held:
         sockets: dict[str, str] = {}
@@ -95,7 +96,7 @@ def serve_agents(sources: Sequence[SshSource], directory: str) -> Iterator[Mappi
                 sockets[id] = source
                 continue
             # Reached by its directory's descriptor: the path of a socket has little room (unix(7), 108 bytes).
-            path = f"/proc/self/fd/{descriptor}/{number}"
+            path = f"/proc/{os.getpid()}/fd/{descriptor}/{number}"
             server = held.enter_context(_Server(path, source))
             thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
             thread.start()

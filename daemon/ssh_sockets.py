@@ -10,10 +10,12 @@ from pybuild.builder.request import SshSource
 
 
 class SshSockets:
-    """Satisfies the builder's ``SshAgents``; sockets lie in scratch directories of the store."""
+    """Satisfies the builder's ``SshAgents``; sockets lie in scratch directories of the store. ``served``: those that there are now, by
+    id."""
 
     def __init__(self, snapshots: Snapshots) -> None:
         self._snapshots = snapshots
+        self.served: Mapping[str, str] = {}
 
     @contextmanager
     def serve(self, sources: Sequence[SshSource]) -> Iterator[Mapping[str, str]]:
@@ -21,4 +23,8 @@ class SshSockets:
         from .ssh_agent import serve_agents
 
         with self._snapshots.scratch() as directory, serve_agents(sources, directory) as sockets:
-            yield sockets
+            self.served = sockets
+            try:
+                yield sockets
+            finally:
+                self.served = {}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import socket
 import subprocess
@@ -16,7 +17,8 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from conformance.built_images import Command, build_files, refused
+from conformance.built_images import Command, build_files, refused, write_files
+from conformance.loopback import git
 
 pytestmark = pytest.mark.integration
 
@@ -146,3 +148,32 @@ def test_what_can_not_be_an_agent_is_refused_before_the_build(pybuild: Command, 
     missing = pybuild.run("build", f"--ssh=default={tmp_path / 'missing'}", str(tmp_path / "c"), check=False)
     assert missing.returncode != 0
     assert f"{tmp_path / 'missing'}" in missing.stderr.splitlines()[-1]
+
+
+@pytest.mark.skipif(shutil.which("git") is None, reason="the program git is not installed")
+def test_a_repository_behind_ssh_is_reached_by_way_of_the_agent(
+    pybuild: Command, tmp_path: Path, agent: Agent, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    repository = write_files(tmp_path / "repository", {"Dockerfile": "FROM scratch\nCOPY Dockerfile /out\n"})
+    git(repository, "init", "-q")
+    git(repository, "add", "Dockerfile")
+    git(repository, "commit", "-q", "-m", "first")
+    # Stands for ssh and the other machine: talks to the agent, then runs there what git wants to be run.
+    programs = tmp_path / "programs"
+    programs.mkdir()
+    (programs / "ssh").write_text(
+        f"#!{sys.executable}\nimport os, socket, sys\n"
+        "agent = socket.socket(socket.AF_UNIX)\nagent.connect(os.environ['SSH_AUTH_SOCK'])\n"
+        "agent.sendall(bytes([0, 0, 0, 1, 11]))\nassert len(agent.recv(100)) == 9\n"
+        "command = sys.argv[-1]\nos.execvp('sh', ['sh', '-c', command])\n"
+    )
+    (programs / "ssh").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{programs}:{os.environ['PATH']}")
+    url = f"ssh://git@example.com{repository}"
+    monkeypatch.setenv("SSH_AUTH_SOCK", agent.path)
+    pybuild.run("build", "-o", str(tmp_path / "o"), url)
+    assert (tmp_path / "o/out").exists()
+    monkeypatch.delenv("SSH_AUTH_SOCK")
+    out = build_files(pybuild, f"FROM scratch\nADD {url} /\n", tmp_path / "c", f"--ssh=default={agent.path}")
+    assert (out / "Dockerfile").exists()
+    assert len(agent.messages) >= 2

@@ -339,7 +339,7 @@ def request_from(options: Namespace, variables: Mapping[str, str]) -> BuildReque
         outputs=tuple(outputs),
         named_contexts=_named_contexts(options.build_context),
         secrets=parse_secrets(options.secret, variables),
-        ssh=parse_ssh(options.ssh, variables),
+        ssh=parse_ssh(options.ssh or _agent_for(options.context, variables), variables),
         extra_hosts=parse_hosts(options.add_host),
         network=options.network,
         entitlements=parse_entitlements(options.allow, network=options.network),
@@ -472,6 +472,17 @@ def parse_secrets(given: Sequence[str], variables: Mapping[str, str]) -> tuple[S
             raise UsageError(f"--secret id={name}: can't read the file {path!r}")
         out.append(SecretSource(name, path=os.path.abspath(path)))
     return tuple(out)
+
+
+def _agent_for(context: str, variables: Mapping[str, str]) -> list[str]:
+    """A context behind ssh is reached by way of the agent that there is, without being asked for it: as with docker."""
+    if not variables.get("SSH_AUTH_SOCK") or ("@" not in context and not context.startswith("ssh://")):
+        return []
+    from pybuild.builder.git_reference import parse_git_reference
+
+    reference = parse_git_reference(context, as_context=True)
+    is_ssh = reference is not None and not reference.remote.startswith(("http:", "https:", "git:"))
+    return ["default"] if is_ssh else []
 
 
 def parse_ssh(given: Sequence[str], variables: Mapping[str, str]) -> tuple[SshSource, ...]:
