@@ -356,15 +356,13 @@ class Exporters:
         path = Path(self._request.directory, str(output.dest))
         if path.is_dir():
             raise UsageError(f"--output dest={output.dest} is a directory", hint="give the name of a file")
-        draft = path.with_name(f".{path.name}.{id(output):x}.tmp")
+        from pybuild.layers.whole_file import whole_file
+
         try:
-            with open(draft, "wb") as out:
+            with whole_file(path) as out:
                 write(out)
-            draft.replace(path)
         except OSError as error:
             raise PybuildError(f"can't write {path}: {error.strerror}") from error
-        finally:
-            draft.unlink(missing_ok=True)
 
     # --- events ------------------------------------------------------------------------------------------------------
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
 from pybuild.builder.assemble import rfc3339
@@ -22,6 +21,7 @@ from pybuild.layers.images import ImageNotFound, StoredImage
 from pybuild.layers.layout import ExportedImage, write_layout_tar
 from pybuild.layers.store import Store
 from pybuild.layers.tar_read import TarReader
+from pybuild.layers.whole_file import whole_file
 from pybuild.registry_client.references import InvalidReference, Reference
 from pybuild.values import replace
 
@@ -68,16 +68,11 @@ def save_images(
             write(stdout)
             stdout.flush()
             return
-        path = Path(dest)
-        draft = path.with_name(f".{path.name}.{id(images):x}.tmp")
         try:
-            with open(draft, "wb") as out:
+            with whole_file(dest) as out:
                 write(out)
-            draft.replace(path)
         except OSError as error:
             raise PybuildError(f"can't write {dest}: {error.strerror}") from error
-        finally:
-            draft.unlink(missing_ok=True)
 
 
 def narrow(engine: Engine, image: StoredImage, platforms: Sequence[Platform], *, name: str) -> Descriptor:

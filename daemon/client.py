@@ -14,6 +14,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, BinaryIO, Final
 
 from pybuild.errors import Cancelled, PybuildError, UsageError
+from pybuild.layers.whole_file import whole_file
 
 from .connection import DaemonAddress, Exchange, exchange
 from .wire import WireError, dumps, error_from, loads
@@ -189,16 +190,11 @@ class RemoteEngine:
             self._call("save_images", arguments, stdout=stdout.write)
             stdout.flush()
             return
-        draft = os.path.join(os.path.dirname(dest), f".{os.path.basename(dest)}.{os.getpid()}.tmp")
         try:
-            with open(draft, "wb") as out:
+            with whole_file(dest) as out:
                 self._call("save_images", arguments, stdout=out.write)
-            os.replace(draft, dest)
         except OSError as error:
             raise PybuildError(f"can't write {dest}: {error.strerror}") from error
-        finally:
-            if os.path.exists(draft):
-                os.unlink(draft)
 
     def load_images(self, source: BinaryIO) -> list[LoadedImage]:
         """See Engine."""

@@ -6,7 +6,6 @@ import json
 import os
 import sys
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pybuild.errors import UsageError
@@ -262,9 +261,10 @@ def _write_results(result: BuildResult, options: Namespace) -> None:
 
 
 def _write_file(path: str, text: str) -> None:
-    temporary = f"{path}.{os.getpid()}.tmp"
-    Path(temporary).write_text(text, encoding="utf-8")
-    os.replace(temporary, path)
+    from pybuild.layers.whole_file import whole_file
+
+    with whole_file(path) as out:
+        out.write(text.encode("utf-8", "surrogateescape"))
 
 
 def _call(options: Namespace) -> tuple[str, bool, bool]:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pybuild.errors import PybuildError, UsageError
+from pybuild.layers.whole_file import whole_file
 
 from .environment import Environment
 from .options import Parser
@@ -191,10 +192,9 @@ def _fix(request: BuildRequest, environment: Environment) -> None:
     if after == before:
         print("nothing to fix", file=sys.stderr)
         return
-    draft = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    draft.write_bytes(after)
-    os.chmod(draft, path.stat().st_mode & 0o7777)
-    draft.replace(path)
+    with whole_file(path) as out:
+        os.fchmod(out.fileno(), path.stat().st_mode & 0o7777)
+        out.write(after)
     changed = sum(one != other for one, other in zip(before.splitlines(), after.splitlines()))
     print(f"fixed {changed} lines in {path}", file=sys.stderr)
 
