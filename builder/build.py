@@ -17,6 +17,7 @@ from pybuild.layers.descriptor import Platform
 from pybuild.layers.digest import Digest
 from pybuild.layers.views import FileView
 from pybuild.parser import Dockerfile, parse
+from pybuild.parser.ast import Run
 from pybuild.parser.errors import DockerfileError, DockerfileSyntaxError
 from pybuild.values import dataclass, field, replace
 
@@ -75,7 +76,7 @@ class BuildParts:
     below a directory; ``platform``: this machine's; ``scratch``: a directory for unpacked contexts; ``clock``
     gives seconds since the epoch; ``entitlements``: what the configuration permits; ``nonce``: a text that was never given before;
     ``provenance_environment``: what the configuration adds to provenance; ``caches``: those that lie elsewhere, None without any;
-    ``on_failure``: what is done with a failed process."""
+    ``on_failure``: what is done with a failed process; ``cold``: no step can be cached."""
 
     executor: Executor
     snapshots: Snapshots
@@ -95,6 +96,7 @@ class BuildParts:
     nonce: Callable[[], str]
     max_parallelism: int
     entitlements: frozenset[str]
+    cold: bool = False
     provenance_environment: Mapping[str, Any] = field(default_factory=dict)  # Any: JSON from the configuration
     caches: BuildCaches | None = None
     on_failure: OnFailure | None = None
@@ -270,6 +272,9 @@ class _Build:
         self._dockerfile = dockerfile
         if self._on_dockerfile is not None:
             self._on_dockerfile(dockerfile)
+        if parts.cold and any(isinstance(each, Run) for each in dockerfile.instructions):
+            # Steps will run for sure: what runs them starts while the rest is read. Otherwise the solver tells as soon as it knows.
+            parts.executor.start()
         require_own_frontend(dockerfile, request.build_args)
         named = open_named_contexts(request.named_contexts, directory=request.directory)
         platforms = request.platforms or (parts.platform,)

@@ -314,6 +314,7 @@ class Engine(StoreQueries):
             scratch=str(scratch),
             clock=time.time,
             nonce=lambda: os.urandom(13).hex()[:25],
+            cold=request.no_cache or (not request.cache_from and cache.is_empty()),
             max_parallelism=self.settings.max_parallelism or max(2, os.cpu_count() or 1),
             entitlements=self.settings.entitlements,
             provenance_environment=self._provenance_environment(request),

@@ -53,6 +53,10 @@ class CacheIndex:
             self._used[record.key] = (self._clock(), self._used.get(record.key, (0.0, 0))[1] + 1)
         return record
 
+    def is_empty(self) -> bool:
+        """True if no finished step is known."""
+        return self._database.row("SELECT 1 FROM cache_record LIMIT 1", ()) is None
+
     def peek(self, key: str) -> CacheRecord | None:
         """The record of ``key`` or of the key it is an alias of, whether or not its layers are there; marks nothing."""
         row = self._database.row(
