@@ -78,19 +78,17 @@ def bundle_json(
     bundle: CacheBundle, *, blobs: bool = True, recipes: bool = True
 ) -> dict[str, Any]:  # Any: the JSON edge
     """The document. ``blobs``: with the layers' descriptors; ``recipes``: with the steps' recipes."""
-    positions: dict[tuple[Digest, ...], int] = {}
+    positions: dict[tuple[int, Digest], int] = {}
     stacks: list[list[int | str]] = []
 
     def position_of(stack: tuple[Digest, ...]) -> int:
-        # From the longest known prefix upwards: stacks are deep, so no recursion.
-        known = len(stack)
-        while known and stack[:known] not in positions:
-            known -= 1
-        for end in range(known + 1, len(stack) + 1):
-            below = positions[stack[: end - 1]] if end > 1 else -1
-            positions[stack[:end]] = len(stacks)
-            stacks.append([below, str(stack[end - 1])])
-        return positions[stack] if stack else -1
+        at = -1
+        for diff_id in stack:
+            below = at
+            at = positions.setdefault((below, diff_id), len(stacks))
+            if at == len(stacks):
+                stacks.append([below, str(diff_id)])
+        return at
 
     steps = []
     for step in bundle.steps:
@@ -156,7 +154,7 @@ def read_bundle(data: bytes | Mapping[str, Any], *, blobs: Mapping[Digest, Descr
         if value.get("epoch") != EPOCH:
             return CacheBundle((), ())
         layers = tuple(_layer(item, blobs or {}) for item in _list(value, "layers"))
-        stacks = _stacks(_list(value, "stacks"))
+        stacks = _Stacks(_list(value, "stacks"))
         steps = tuple(_step(item, stacks) for item in _list(value, "steps"))
     except (ValueError, RecursionError, TypeError, KeyError, OverflowError) as error:
         raise InvalidCache(f"the cache's document can't be read ({type(error).__name__}: {error})") from error
@@ -186,27 +184,34 @@ def _layer(value: Mapping[str, Any], blobs: Mapping[Digest, Descriptor]) -> Cach
     )
 
 
-def _stacks(rows: Sequence[Any]) -> list[tuple[Digest, ...]]:  # Any: the JSON edge
-    """Every stack, each longer than its parent by one. Digests are parsed once each: deep stacks share most of them."""
-    digests: dict[str, Digest] = {}
-    out: list[tuple[Digest, ...]] = []
-    for position, row in enumerate(rows):
-        parent, text = row
-        parent = _number(parent, least=-1)
-        if parent >= position:
-            raise InvalidCache("the cache's document has a stack that stands on a later one")
-        digest = digests.get(_text(text))
-        if digest is None:
-            digest = digests[text] = Digest.parse(text)
-        out.append((*(out[parent] if parent >= 0 else ()), digest))
-    return out
+class _Stacks:
+    """The rows of ``stacks``. Stacks are put together when a step has them: most positions are only stood on."""
+
+    def __init__(self, rows: Sequence[Any]) -> None:  # Any: the JSON edge
+        digests: dict[str, Digest] = {}
+        self._rows: list[tuple[int, Digest]] = []
+        for position, row in enumerate(rows):
+            parent, text = row
+            parent = _number(parent, least=-1)
+            if parent >= position:
+                raise InvalidCache("the cache's document has a stack that stands on a later one")
+            digest = digests.get(_text(text))
+            if digest is None:
+                digest = digests[text] = Digest.parse(text)
+            self._rows.append((parent, digest))
+
+    def at(self, position: int) -> tuple[Digest, ...]:
+        if position >= len(self._rows):
+            raise InvalidCache("the cache's document names a stack that it doesn't have")
+        out: list[Digest] = []
+        while position >= 0:
+            position, digest = self._rows[position]
+            out.append(digest)
+        return tuple(reversed(out))
 
 
-def _step(value: Mapping[str, Any], stacks: Sequence[tuple[Digest, ...]]) -> CachedStep:  # Any: the JSON edge
-    position = _number(value["stack"], least=-1)
-    if position >= len(stacks):
-        raise InvalidCache("the cache's document names a stack that it doesn't have")
-    stack = stacks[position] if position >= 0 else ()
+def _step(value: Mapping[str, Any], stacks: _Stacks) -> CachedStep:  # Any: the JSON edge
+    stack = stacks.at(_number(value["stack"], least=-1))
     own = _number(value["own"])
     if own > len(stack):
         raise InvalidCache("the cache's document has a step with more layers than its stack")
