@@ -2,6 +2,7 @@
 
 Known differences, which no case here shows, or a list below names: buildah
 - leaves stubs of its own mounts in the image (BUILDAH_STUBS) and labels it ``io.buildah.version``;
+- replaces a file by a folder of the same name that is copied, which BuildKit refuses;
 - makes the folder of WORKDIR only when a later step needs it;
 - knows no ``--link``, ``--parents``, ``--exclude`` and symbolic ``--chmod`` in version 1.28, doesn't give the mode of ``--chmod`` to
   the folders that a copy makes, and refuses a wildcard without a match.
