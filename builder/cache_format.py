@@ -178,7 +178,7 @@ def _layer(value: Mapping[str, Any], blobs: Mapping[Digest, Descriptor]) -> Cach
         diff_id=diff_id,
         size=_number(value["size"]),
         empty=bool(value.get("empty", False)),
-        created=float(value["created"]),
+        created=_time(value["created"]),
         blob=blobs.get(diff_id) if blob is None else Descriptor.from_json(blob),
         level=None if level is None else _number(level),
     )
@@ -220,7 +220,7 @@ def _step(value: Mapping[str, Any], stacks: _Stacks) -> CachedStep:  # Any: the 
         layers=stack,
         own=own,
         recipe=_text(value.get("recipe", "")),
-        created=float(value["created"]),
+        created=_time(value["created"]),
     )
     return CachedStep(
         record,
@@ -235,6 +235,13 @@ def _text(value: object) -> str:
     if not isinstance(value, str):
         raise TypeError("a text is of another type")
     return value
+
+
+def _time(value: object) -> float:
+    """Seconds since the epoch, up to the year 9999."""
+    if not isinstance(value, (int, float)) or isinstance(value, bool) or not 0 <= value < 253402300800:
+        raise TypeError("a time is out of range or of another type")
+    return float(value)
 
 
 def _number(value: object, *, least: int = 0) -> int:
