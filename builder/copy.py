@@ -13,7 +13,6 @@ from pybuild.layers.entries import Kind, LayerEntry
 from pybuild.layers.views import FileView, Node
 from pybuild.values import dataclass
 
-from .archives import is_archive, unpack
 from .content import Xattrs
 from .copy_modes import ModeChange, parse_mode
 from .copy_paths import join, parent_of
@@ -164,6 +163,8 @@ class _Copier:
         """Unpack a match that is an archive into the destination; False if it is none."""
         if match.node.kind is not Kind.FILE or not match.node.size:
             return False
+        from .archives import is_archive, unpack
+
         with source.open(match.path) as file:
             if not is_archive(file):
                 return False

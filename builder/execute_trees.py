@@ -7,7 +7,6 @@ root. Mounts nothing itself.
 from __future__ import annotations
 
 import os
-import shutil
 import threading
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -22,6 +21,8 @@ from .copy_paths import join, resolve
 from .graph import BindMount
 from .protocols import HostMount, OverlayMount, ProcessMount, Snapshots
 from .selection import Match, SourceNotFound, select_path
+
+_CHUNK_BYTES = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,7 +108,8 @@ def copy_tree(view: FileView, match: Match, target: str, *, owners: bool = False
                 os.link(links[node.identity], place)
                 continue
             with view.open(path) as source, open(place, "xb") as out:
-                shutil.copyfileobj(source, out, 1 << 20)
+                while chunk := source.read(_CHUNK_BYTES):
+                    out.write(chunk)
             if node.identity is not None:
                 links[node.identity] = place
         elif node.kind is Kind.FIFO:
@@ -147,6 +149,8 @@ def mount_tree(tree: MountTree, mount: BindMount, *, held: ExitStack, snapshots:
     scratch = held.enter_context(snapshots.scratch())
     if os.path.isdir(host_path):
         return OverlayMount((host_path,), "", mount.target, readonly=False, scratch=scratch)
+    import shutil
+
     # A single file has no directory to put an overlay on: its writable form is a copy.
     copied = shutil.copy2(host_path, f"{scratch}/file")
     return HostMount(copied, mount.target, readonly=False)

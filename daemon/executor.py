@@ -30,11 +30,9 @@ from pybuild.builder.protocols import (
 from pybuild.errors import Cancelled, PybuildError
 
 from . import capabilities, seccomp
-from .forwarding import SocketForwarder
 from .launcher import LauncherProcess, RunningStep, StepExit, StepFailed, StepReady
 from .resolver import hosts_file, resolv_conf_file
 from .stubs import remove_stubs
-from .terminal import TerminalBridge, window_size
 
 if TYPE_CHECKING:
     from .sandbox import Request, StepMount
@@ -254,7 +252,7 @@ class NamespaceExecutor:
             "control_group_parent": expand_slice(spec.cgroup_parent),
             "limits": list(spec.resources),
             "oom_score_adj": 0,
-            "terminal": window_size(0) if spec.terminal else None,
+            "terminal": _window_size() if spec.terminal else None,
         }
 
     def _resolver_file(self, spec: ProcessSpec) -> bytes:
@@ -290,10 +288,20 @@ def _accompany(spec: ProcessSpec, ready: StepReady, companions: contextlib.ExitS
     descriptors = list(ready.descriptors)
     master = descriptors.pop() if spec.terminal else None
     if descriptors:
+        from .forwarding import SocketForwarder
+
         upstreams = [mount.upstream for mount in spec.mounts if isinstance(mount, SocketMount)]
         companions.enter_context(SocketForwarder(descriptors, upstreams))
     if master is not None:
+        from .terminal import TerminalBridge
+
         companions.enter_context(TerminalBridge(master))
+
+
+def _window_size() -> tuple[int, int]:
+    from .terminal import window_size
+
+    return window_size(0)
 
 
 def _limit(limit: tuple[str, int, int]) -> tuple[int, int, int]:
