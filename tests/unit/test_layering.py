@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import os
 from pathlib import Path
 
 import pytest
@@ -40,7 +41,12 @@ def test_a_folder_imports_only_what_the_architecture_allows(folder: str) -> None
     assert modules, f"{folder}/ has no modules"
     for path in modules:
         for name in imported_modules(path):
-            if not name.startswith("pybuild") or name in ("pybuild", "pybuild.errors", "pybuild.values", "pybuild.__version__"):
+            if not name.startswith("pybuild") or name in (
+                "pybuild",
+                "pybuild.errors",
+                "pybuild.values",
+                "pybuild.__version__",
+            ):
                 continue
             other = name.split(".")[1]
             assert other == folder or other in ALLOWED[folder], f"{path.relative_to(ROOT)} imports {name}"
@@ -120,3 +126,33 @@ def test_importing_the_command_line_imports_nothing_heavy() -> None:
         subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
     )
     assert not loaded & {"requests", "lark", "tqdm", "zstandard", "aiohttp", "asyncio", "sqlite3", "argparse", "json"}
+
+
+# What a build that runs nothing has no use for: each costs 1 to 100 ms at every start.
+HEAVY = {
+    *("requests", "urllib3", "lark", "tqdm", "zstandard", "isal", "aiohttp", "asyncio", "ssl", "http.client", "email"),
+    *("argparse", "gettext", "csv", "logging", "traceback", "dataclasses", "inspect", "concurrent.futures", "tempfile"),
+    *("subprocess", "socket", "shutil", "tarfile", "gzip", "lzma", "bz2", "zlib", "uuid", "platform", "tomllib"),
+    *("pybuild.builder.solver_run", "pybuild.builder.copy", "pybuild.builder.execute", "pybuild.layers.snapshots"),
+    *("pybuild.layers.tar_write", "pybuild.layers.tar_read", "pybuild.layers.compression", "pybuild.daemon.executor"),
+    *("pybuild.daemon.distribution", "pybuild.daemon.remotes", "pybuild.registry_client.client"),
+}
+
+
+def test_a_cached_build_imports_nothing_for_running_steps(tmp_path: Path) -> None:
+    import subprocess
+    import sys
+
+    (tmp_path / "Dockerfile").write_text("FROM scratch\nENV A=1\nCOPY Dockerfile /d/\nWORKDIR /w\n", encoding="utf-8")
+    code = (
+        "import sys; from pybuild.__main__ import main; before = set(sys.modules); status = main(sys.argv[1:]);"
+        "print(' '.join(set(sys.modules) - before)); sys.exit(status)"
+    )
+    command = ["--root", str(tmp_path / "store"), "build", "--progress", "quiet", "-t", "t", str(tmp_path)]
+    loaded: set[str] = set()
+    for _ in range(2):
+        done = subprocess.run([sys.executable, "-c", code, *command], capture_output=True, text=True, check=True)
+        loaded = set(done.stdout.split())
+    assert "pybuild.builder.solver" in loaded
+    # An ordinary user enters a user namespace first, with the help of a program.
+    assert not loaded & (HEAVY if os.geteuid() == 0 else HEAVY - {"subprocess"})
