@@ -126,7 +126,11 @@ def bundle_from(data: bytes, *, read: Callable[[Descriptor], bytes], depth: int 
 class RegistryPlace:
     """A cache under a reference in a registry."""
 
-    def __init__(self, registries: Registries, reference: str, *, cancel: threading.Event) -> None:
+    def __init__(
+        self, registries: Registries, reference: str, *, cancel: threading.Event, siblings: Sequence[str] = ()
+    ) -> None:
+        """``siblings``: references whose repositories may have the same blobs: of the same registry they are mounted, not sent."""
+        self._siblings = siblings
         self._registries = registries
         self._text = reference
         self._cancel = cancel
@@ -190,6 +194,7 @@ class RegistryPlace:
             self._repository.reference,
             descriptor,
             WithDocuments(blobs, {Digest.of(document): document, descriptor.digest: data}),
+            mount_from=same_registry(self._text, self._siblings),
             cancel=self._cancel,
         )
         return Saved(descriptor, unchanged=report.unchanged, bytes_sent=report.bytes_sent)
@@ -279,6 +284,15 @@ class LayoutPlace:
                 (self._path / name).rmdir()
             except OSError:
                 pass
+
+
+def same_registry(reference: str, others: Sequence[str]) -> tuple[str, ...]:
+    """The repositories of ``others`` that are in the registry of ``reference``."""
+    from pybuild.registry_client.references import Reference
+
+    host = Reference.parse(reference).host
+    found = (Reference.parse(other) for other in others)
+    return tuple(dict.fromkeys(other.repository for other in found if other.host == host))
 
 
 def copy_blob(blob: Descriptor, source: BlobSource, target: BlobStore) -> None:

@@ -81,6 +81,8 @@ class StepRepository:
         self._on_trouble = on_trouble
         self._cancel = cancel
         self._broken = False
+        self._found = False
+        self._nothing_there = False
         self._repository: Repository | None = None
         self._guard = threading.Lock()
         self._queue: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
@@ -108,11 +110,17 @@ class StepRepository:
         out = {key: bundle for key, bundle in found.items() if bundle is not None and bundle.steps}
         with self._guard:
             self._seen.update(out)
+            self._found = self._found or bool(out)
         return out
 
     def latest(self, stage: str, instruction: str) -> CachedStep | None:
         """The step of this instruction that was sent last, with its recipe."""
-        bundle = self._ask(_instruction_tag(stage, instruction)) if self.spec.read and not self._broken else None
+        if self._broken or self._nothing_there or not self.spec.read:
+            return None
+        bundle = self._ask(_instruction_tag(stage, instruction))
+        if bundle is None and not self._found:
+            # Nothing was found yet: the repository is new, and asking for every step of a first build would only cost time.
+            self._nothing_there = True
         return bundle.steps[0] if bundle is not None and bundle.steps else None
 
     def _ask(self, tag: str) -> CacheBundle | None:

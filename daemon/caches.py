@@ -87,10 +87,13 @@ class BuildCachesHere:
         progress: Progress,
         cancel: threading.Event,
         inline: bool = False,
+        siblings: Sequence[str] = (),
         mounts_from: Sequence[MountsPlace] = (),
         mounts_to: Sequence[MountsPlace] = (),
     ) -> None:
-        """``directory``: what the caller's paths are relative to; ``inline``: images carry their own cache."""
+        """``directory``: what the caller's paths are relative to; ``inline``: images carry their own cache; ``siblings``: names that the
+        image is pushed to before the caches are exported."""
+        self._siblings = (*siblings, *(spec.ref for spec in repositories))
         self._inline = inline or any(target.type is CacheType.INLINE for target in targets)
         self._directory = Path(directory)
         self._store = store
@@ -405,7 +408,7 @@ class BuildCachesHere:
                 assert target.bucket is not None
                 return S3Place(target.bucket)
             case _:
-                return RegistryPlace(self._registries, target.ref, cancel=self._cancel)
+                return RegistryPlace(self._registries, target.ref, cancel=self._cancel, siblings=self._siblings)
 
     # --- end ----------------------------------------------------------------------------------------------------------
 
@@ -469,6 +472,12 @@ def open_caches(
         progress=progress,
         cancel=cancel,
         inline=inline,
+        siblings=_pushed_names(request),
         mounts_from=[parse_mounts_place(text, option="--cache-mounts-from") for text in request.cache_mounts_from],
         mounts_to=[parse_mounts_place(text, option="--cache-mounts-to") for text in request.cache_mounts_to],
     )
+
+
+def _pushed_names(request: BuildRequest) -> tuple[str, ...]:
+    """The names that the build pushes its image to."""
+    return tuple(name for output in request.outputs if output.push for name in output.names or request.tags)

@@ -302,7 +302,13 @@ class Engine(StoreQueries):
                 layers=layers,
                 rewrites=StoreRewrites(self.store, lambda: self.snapshots),
                 snapshots=snapshots,
-                keeper=StoreKeeper(self, progress=progress, cancel=cancel),
+                keeper=StoreKeeper(
+                    self,
+                    progress=progress,
+                    cancel=cancel,
+                    # A step that was sent when it ended needn't be sent again with the image.
+                    siblings=tuple(text.partition(",")[0] for text in request.cache_repo),
+                ),
                 owner=(os.geteuid(), os.getegid()),
             ),
             builds=self.store.builds,

@@ -84,7 +84,11 @@ class CacheRecipes:
 class StoreKeeper:
     """Keeps, pushes and writes images of one engine, for one build."""
 
-    def __init__(self, engine: Engine, *, progress: Progress, cancel: threading.Event) -> None:
+    def __init__(
+        self, engine: Engine, *, progress: Progress, cancel: threading.Event, siblings: Sequence[str] = ()
+    ) -> None:
+        """``siblings``: references whose repositories may have the layers already: of the same registry they are mounted, not sent."""
+        self._siblings = siblings
         self._engine = engine
         self._progress = progress
         self._cancel = cancel
@@ -99,6 +103,8 @@ class StoreKeeper:
         from pybuild.registry_client.push import push
         from pybuild.registry_client.references import Reference
         from pybuild.registry_client.transfers import Transfer, TransferState
+
+        from .cache_places import same_registry
 
         reference = Reference.parse(name)
         if by_digest:
@@ -122,6 +128,7 @@ class StoreKeeper:
             reference,
             descriptor,
             self._engine.store.blobs,
+            mount_from=same_registry(name, self._siblings) if self._siblings else (),
             on_progress=report,
             cancel=self._cancel,
         )
