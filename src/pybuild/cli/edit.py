@@ -54,23 +54,19 @@ def index(arguments: list[str], environment: Environment) -> int:
     )
     parser.flag("-q", "--quiet", help="print only the digest")
     options = parser.parse(arguments)
-    display = TransferDisplay(quiet=options.quiet)
     from pybuild.daemon.registry_commands import create_index
 
-    with cancelling() as cancel:
-        try:
-            report = create_index(
-                environment.registries(),
-                options.target,
-                options.images,
-                tags=options.tag,
-                append=options.action == "append",
-                annotations=dict(key_value(text, option="--annotation") for text in options.annotation),
-                on_transfer=display,
-                cancel=cancel,
-            )
-        finally:
-            display.close()
+    with cancelling() as cancel, TransferDisplay(quiet=options.quiet) as display:
+        report = create_index(
+            environment.registries(),
+            options.target,
+            options.images,
+            tags=options.tag,
+            append=options.action == "append",
+            annotations=dict(key_value(text, option="--annotation") for text in options.annotation),
+            on_transfer=display,
+            cancel=cancel,
+        )
     _tell(report, quiet=options.quiet)
     return 0
 
@@ -88,22 +84,18 @@ def rebase(arguments: list[str], environment: Environment) -> int:
     parser.add_argument("--new-base", metavar="IMAGE", help="what it shall stand on")
     parser.flag("-q", "--quiet", help="print only the digest")
     options = parser.parse(arguments)
-    display = TransferDisplay(quiet=options.quiet)
     from pybuild.daemon.registry_commands import rebase as rebase_image
 
-    with cancelling() as cancel:
-        try:
-            report = rebase_image(
-                environment.registries(),
-                options.image,
-                options.target or options.image,
-                old_base=options.old_base,
-                new_base=options.new_base,
-                on_transfer=display,
-                cancel=cancel,
-            )
-        finally:
-            display.close()
+    with cancelling() as cancel, TransferDisplay(quiet=options.quiet) as display:
+        report = rebase_image(
+            environment.registries(),
+            options.image,
+            options.target or options.image,
+            old_base=options.old_base,
+            new_base=options.new_base,
+            on_transfer=display,
+            cancel=cancel,
+        )
     _tell(report, quiet=options.quiet)
     return 0
 
@@ -117,19 +109,15 @@ def flatten(arguments: list[str], environment: Environment) -> int:
     parser.add_argument("target", nargs="?", metavar="TARGET", help="the name of the result (default: IMAGE)")
     parser.flag("-q", "--quiet", help="print only the digest")
     options = parser.parse(arguments)
-    display = TransferDisplay(quiet=options.quiet)
     from pybuild.daemon.registry_commands import flatten as flatten_image
 
-    with cancelling() as cancel:
-        try:
-            report = flatten_image(
-                environment.registries(),
-                options.image,
-                options.target or options.image,
-                on_transfer=display,
-                cancel=cancel,
-            )
-        finally:
-            display.close()
+    with cancelling() as cancel, TransferDisplay(quiet=options.quiet) as display:
+        report = flatten_image(
+            environment.registries(),
+            options.image,
+            options.target or options.image,
+            on_transfer=display,
+            cancel=cancel,
+        )
     _tell(report, quiet=options.quiet)
     return 0

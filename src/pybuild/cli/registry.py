@@ -41,18 +41,18 @@ def pull(arguments: list[str], environment: Environment) -> int:
     options = parser.parse(arguments)
     if options.platform and options.all_platforms:
         raise UsageError("--platform and --all-platforms can't be used together")
-    display = TransferDisplay(quiet=options.quiet)
-    with cancelling() as cancel, environment.workbench(offline=options.offline) as engine:
-        try:
-            report = engine.pull(
-                options.name,
-                platform=_platform(options.platform),
-                all_platforms=options.all_platforms,
-                on_transfer=display,
-                cancel=cancel,
-            )
-        finally:
-            display.close()
+    with (
+        cancelling() as cancel,
+        TransferDisplay(quiet=options.quiet) as display,
+        environment.workbench(offline=options.offline) as engine,
+    ):
+        report = engine.pull(
+            options.name,
+            platform=_platform(options.platform),
+            all_platforms=options.all_platforms,
+            on_transfer=display,
+            cancel=cancel,
+        )
     if not options.quiet:
         print(
             f"{report.layers_existing} layers already there, {human_bytes(report.bytes_received)} received",
@@ -83,22 +83,22 @@ def push(arguments: list[str], environment: Environment) -> int:
     parser.flag("--force-compression", help="compress again what has another form")
     parser.flag("-q", "--quiet", help="print nothing while it runs")
     options = parser.parse(arguments)
-    display = TransferDisplay(quiet=options.quiet)
-    with cancelling() as cancel, environment.workbench() as engine:
+    with (
+        cancelling() as cancel,
+        TransferDisplay(quiet=options.quiet) as display,
+        environment.workbench() as engine,
+    ):
         names = engine.tags_of(options.name) if options.all_tags else [options.name]
         for name in names:
-            try:
-                report = engine.push(
-                    name,
-                    platform=_platform(options.platform),
-                    compression=options.compression or "gzip",
-                    level=options.compression_level,
-                    force=options.force_compression,
-                    on_transfer=display,
-                    cancel=cancel,
-                )
-            finally:
-                display.close()
+            report = engine.push(
+                name,
+                platform=_platform(options.platform),
+                compression=options.compression or "gzip",
+                level=options.compression_level,
+                force=options.force_compression,
+                on_transfer=display,
+                cancel=cancel,
+            )
             if not options.quiet:
                 print(
                     f"{name}: digest: {report.descriptor.digest} size: {report.descriptor.size}"
@@ -123,21 +123,17 @@ def copy(arguments: list[str], environment: Environment) -> int:
     parser.add_argument("--platform", metavar="PLATFORM", help="only this image of an index (default: all)")
     parser.flag("-q", "--quiet", help="print nothing while it runs")
     options = parser.parse(arguments)
-    display = TransferDisplay(quiet=options.quiet)
     from pybuild.daemon.registry_commands import copy as copy_image
 
-    with cancelling() as cancel:
-        try:
-            report = copy_image(
-                environment.registries(),
-                options.source,
-                options.destination,
-                platform=_platform(options.platform),
-                on_transfer=display,
-                cancel=cancel,
-            )
-        finally:
-            display.close()
+    with cancelling() as cancel, TransferDisplay(quiet=options.quiet) as display:
+        report = copy_image(
+            environment.registries(),
+            options.source,
+            options.destination,
+            platform=_platform(options.platform),
+            on_transfer=display,
+            cancel=cancel,
+        )
     if not options.quiet:
         print(
             f"{human_bytes(report.bytes_sent)} sent, {report.mounted} blobs mounted, {report.existing} already there",

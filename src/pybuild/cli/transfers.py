@@ -18,7 +18,7 @@ _MAX_BARS = 12
 
 
 class TransferDisplay:
-    """An OnTransfer with an end. ``quiet`` shows nothing. Draws on ``stream`` (stderr)."""
+    """An OnTransfer, and a context manager that takes the bars away. ``quiet`` shows nothing. Draws on ``stream`` (stderr)."""
 
     def __init__(self, *, quiet: bool, stream: TextIO | None = None) -> None:
         self._stream = sys.stderr if stream is None else stream
@@ -77,7 +77,10 @@ class TransferDisplay:
                 self._stream.write(line + "\n")
                 self._stream.flush()
 
-    def close(self) -> None:
+    def __enter__(self) -> TransferDisplay:
+        return self
+
+    def __exit__(self, *_: object) -> None:
         with self._lock:
             for bar in self._bars.values():
                 bar.close()
