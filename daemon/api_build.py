@@ -28,6 +28,7 @@ from .machine import host_platform
 
 if TYPE_CHECKING:
     from pybuild.builder.build import BuildResult
+    from pybuild.layers.descriptor import Platform
     from pybuild.registry_client.credentials import Credentials
 
     from .api_server import Daemon, Router
@@ -176,8 +177,6 @@ class _Build:
 
 def build_request(parameters: Parameters) -> BuildRequest:
     """What the query asks for; the context is the request's body, or ``remote``. Raises BadParameter, ApiError."""
-    from pybuild.builder.platforms import parse_platform
-
     if parameters.text("session") or parameters.text("remote") == "client-session":
         raise ApiError(
             "builds with a session are not supported", status=501, hint="set DOCKER_BUILDKIT=0, or use pybuild -H"
@@ -202,7 +201,7 @@ def build_request(parameters: Parameters) -> BuildRequest:
         target=parameters.text("target") or None,
         build_args={key: value for key, value in parameters.string_map("buildargs").items() if value is not None},
         labels={key: value or "" for key, value in parameters.string_map("labels").items()},
-        platforms=tuple(parse_platform(text, default=host_platform()) for text in platform.split(",") if text),
+        platforms=tuple(_platform(text) for text in platform.split(",") if text),
         no_cache=parameters.flag("nocache"),
         pull=parameters.flag("pull"),
         outputs=_outputs(parameters),
@@ -217,6 +216,15 @@ def build_request(parameters: Parameters) -> BuildRequest:
         cache_from=tuple(f"type=registry,ref={name}" for name in parameters.string_list("cachefrom")),
         hide_ignored_definition=True,
     )
+
+
+def _platform(text: str) -> Platform:
+    from pybuild.builder.platforms import parse_platform
+
+    try:
+        return parse_platform(text, default=host_platform())
+    except PybuildError as error:
+        raise BadParameter(error.message) from None
 
 
 def _dockerfile(text: str, remote: str) -> str | None:

@@ -32,12 +32,11 @@ def bytes_text(count: float) -> str:
 def progress_fields(current: int, total: int) -> dict[str, Any]:  # Any: the JSON edge
     """``progressDetail`` and its picture in text, which old clients print."""
     if not total:
-        return {"progressDetail": {"current": current}, "progress": bytes_text(current)}
+        return {"progressDetail": {"current": current}, "progress": f"{bytes_text(current):>8}"}
     filled = min(_BAR_WIDTH, current * _BAR_WIDTH // total)
-    bar = "=" * filled + (">" if filled < _BAR_WIDTH else "") + " " * (_BAR_WIDTH - filled - 1)
     return {
         "progressDetail": {"current": current, "total": total},
-        "progress": f"[{bar[:_BAR_WIDTH]}]  {bytes_text(current)}/{bytes_text(total)}",
+        "progress": f"[{'=' * filled}>{' ' * (_BAR_WIDTH - filled)}] {bytes_text(current):>8}/{bytes_text(total)}",
     }
 
 

@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 
 from aiohttp import web
 
-from .api_listeners import Listening, notify, open_all
+from .api_listeners import notify, open_all
 from .api_log import set_up_log
 from .api_server import LOG, Daemon, make_runner
 from .daemon_options import DaemonOptions
@@ -34,10 +34,13 @@ async def serve(
     await runner.setup()
     listening, notices = open_all(options, variables)
     _on_signals(daemon, options, variables=variables, reload=reload)
+    sites: list[web.SockSite] = []
     try:
         for each in listening:
             each.socket.setblocking(False)
-            await web.SockSite(runner, each.socket, ssl_context=each.tls, backlog=256).start()
+            site = web.SockSite(runner, each.socket, ssl_context=each.tls, backlog=256)
+            await site.start()
+            sites.append(site)
         for notice in notices:
             LOG.warning(notice)
         # Before there are many threads, so that the first build needn't wait for it.
@@ -47,18 +50,18 @@ async def serve(
         await daemon.stopping.wait()
         LOG.info("stopping", extra={"running": daemon.work.running})
         notify(variables, "STOPPING=1")
-        await _end(daemon, options, listening)
+        for site in sites:
+            await site.stop()
+        await _end(daemon, options)
     finally:
+        await runner.cleanup()
         for each in listening:
             each.close()
-        await runner.cleanup()
         daemon.work.close()
 
 
-async def _end(daemon: Daemon, options: DaemonOptions, listening: list[Listening]) -> None:
-    """Let running work come to its end within its time: first asked, then told."""
-    for each in listening:
-        asyncio.get_running_loop().remove_reader(each.socket.fileno())
+async def _end(daemon: Daemon, options: DaemonOptions) -> None:
+    """Tell running work to end, and wait for it within its time."""
     daemon.events.close()
     daemon.work.cancel_all()
     for _ in range(options.shutdown_seconds * 10):

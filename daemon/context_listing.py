@@ -136,6 +136,7 @@ def checked(rows: Sequence[ListedPath]) -> dict[str, ListedPath]:
         parent, _, name = row.path.rpartition("/")
         if (
             name in ("", ".", "..")
+            or row.path.startswith("/")
             or "\0" in row.path
             or len(os.fsencode(row.path)) > _LONGEST_PATH
             or row.path in found
