@@ -25,7 +25,7 @@ from .assemble import BuiltImage
 from .check_rules import CheckSettings
 from .checks import CheckOptions, findings_before, findings_of_build
 from .contexts import ContextKind, ContextRemotes, OpenedContext, open_context
-from .contexts_named import NamedContexts, open_named_contexts
+from .contexts_named import NamedContexts, open_named_contexts, policed
 from .exec_settings import EntitlementRefused, ExecSettings, OnFailure
 from .exporters import Exporters, ExportParts
 from .failure import BuildFailed
@@ -277,6 +277,8 @@ class _Build:
             parts.executor.start()
         require_own_frontend(dockerfile, request.build_args)
         named = open_named_contexts(request.named_contexts, directory=request.directory)
+        if request.source_policy is not None:
+            named = policed(named, request.source_policy, main=opened.kind is ContextKind.LOCAL)
         platforms = request.platforms or (parts.platform,)
         self._settings = CheckSettings.of(dockerfile, request.build_args)
         self._check(dockerfile, opened, platforms[0])

@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 from pybuild.errors import PybuildError, UsageError
 from pybuild.layers.views import FileView
 from pybuild.parser.dockerignore import IgnoreMatcher
-from pybuild.values import dataclass
+from pybuild.values import dataclass, replace
 
 from .contexts_local import LocalContext, UnreadableContext
 from .git_reference import parse_git_reference
@@ -25,6 +26,9 @@ from .named_context import (
     ScratchContextRef,
     context_key,
 )
+
+if TYPE_CHECKING:
+    from .source_policy import SourcePolicy
 
 IGNORE_FILE = ".dockerignore"
 
@@ -98,6 +102,23 @@ def open_named_contexts(values: Mapping[str, str], *, directory: str) -> NamedCo
         contexts[key] = LocalContextRef(local_name)
         views[local_name] = _open_directory(name, os.path.join(directory, value))
     return NamedContexts(contexts, views, targets)
+
+
+def policed(named: NamedContexts, policy: SourcePolicy, *, main: bool) -> NamedContexts:
+    """The contexts as ``policy`` leaves them: images that it replaces by a local tree (``local://NAME``, a named context's or ``context``).
+    Other replacements are made when a source is fetched. ``main``: the main context is a local tree. Raises SourceDenied."""
+    from .source_policy import Source
+
+    for name in [*(["context"] if main else []), *named.views]:
+        policy.apply(Source(f"local://{name}"))
+    contexts = dict(named.contexts)
+    for key, context in contexts.items():
+        if isinstance(context, ImageContextRef) and context.layout is None:
+            changed = policy.apply(Source(f"docker-image://{context.location}")).identifier
+            scheme, _, local = changed.partition("://")
+            if scheme == "local" and (local in named.views or (main and local == "context")):
+                contexts[key] = LocalContextRef(local)
+    return replace(named, contexts=contexts)
 
 
 def _remote(name: str, value: str, directory: str) -> NamedContext | None:

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from pybuild.layers.views import FileView
 
     from .lower import LoweredImage, LowerOptions
+    from .source_policy import SourcePolicy
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +84,7 @@ class BuildRequest:
     ulimits: tuple[tuple[str, int, int], ...] = ()
     cgroup_parent: str = ""
     resources: tuple[tuple[str, str], ...] = ()
+    source_policy: SourcePolicy | None = None
     source_date_epoch: str | None = None
     proxies: Mapping[str, str] = field(default_factory=dict)
     cache_from: tuple[str, ...] = ()

@@ -31,7 +31,7 @@ from .store_queries import StoreQueries
 if TYPE_CHECKING:
     from pybuild.builder.build import BuildParts, BuildResult
     from pybuild.builder.progress import Progress
-    from pybuild.builder.protocols import ExitStatus
+    from pybuild.builder.protocols import ExitStatus, ImageSource
     from pybuild.builder.request import BuildRequest, SecretSource
     from pybuild.builder.solver import Prediction
     from pybuild.layers.cache_index import CacheIndex as CacheSession
@@ -46,6 +46,7 @@ if TYPE_CHECKING:
     from .executor import NamespaceExecutor
     from .failed_steps import AroundShell
     from .one_shot import RunOptions
+    from .policed_sources import Remotes
 
 
 @dataclass(frozen=True, slots=True)
@@ -278,7 +279,7 @@ class Engine(StoreQueries):
 
         snapshots = SnapshotsOnDemand(lambda: self.snapshots, index=self.store.layers)
         ssh = SshSockets(snapshots)
-        remotes = RemotesOnDemand(
+        remotes: Remotes = RemotesOnDemand(
             self.store.root / "remotes",
             self.registries,
             secrets={
@@ -290,11 +291,17 @@ class Engine(StoreQueries):
             ssh_socket=lambda: ssh.served.get("default"),
         )
         layers = StoreLayers(self.store)
+        images: ImageSource = StoreImageSource(self.store, snapshots, self.registries, cancel=cancel)
+        if request.source_policy is not None:
+            from .policed_sources import PolicedImages, PolicedRemotes
+
+            images = PolicedImages(images, request.source_policy)
+            remotes = PolicedRemotes(remotes, request.source_policy)
         return BuildParts(
             executor=ExecutorOnDemand(lambda: self.executor),
             snapshots=snapshots,
             cache=cache,
-            images=StoreImageSource(self.store, snapshots, self.registries, cancel=cancel),
+            images=images,
             remotes=remotes,
             epochs=remotes,
             exports=ExportParts(

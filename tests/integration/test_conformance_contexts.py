@@ -12,6 +12,7 @@ import pytest
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from conformance.built_images import Command, build_files, build_image, refused, write_files
+from conformance.loopback import serve_directory
 
 pytestmark = pytest.mark.integration
 
@@ -207,3 +208,37 @@ def test_listing_a_context_explains_what_is_left_out(pybuild: Command, tmp_path:
         explained = pybuild.run("context", "ls", *arguments, check=False)
         assert (explained.returncode, explained.stdout) == (1, "b/c is excluded: .dockerignore:2 decides with 'b'\n")
     assert pybuild.run("context", "ls", "--explain", "a", str(context)).stdout.startswith("a is ")
+
+
+def test_a_source_policy_refuses_and_replaces_sources(
+    pybuild: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def ruled(*rules: tuple[str, str, str]) -> None:
+        document = [
+            {"action": action, "selector": {"identifier": identifier}, "updates": {"identifier": replacement} if replacement else None}
+            for action, identifier, replacement in rules
+        ]  # fmt: skip
+        (tmp_path / "policy.json").write_text(json.dumps({"rules": document}))
+        monkeypatch.setenv("EXPERIMENTAL_BUILDKIT_SOURCE_POLICY", str(tmp_path / "policy.json"))
+
+    files = write_files(tmp_path / "d", {"foo": "foo", "served": "served"})
+    replaced = "FROM scratch AS replace\nFROM scratch\nCOPY --from=replace /foo /\n"
+    ruled(("CONVERT", "docker-image://docker.io/library/alpine:latest", "local://test"))
+    contexts = ("--build-context=replace=docker-image://alpine", f"--build-context=test={files}")
+    assert (build_files(pybuild, replaced, tmp_path / "c", *contexts) / "foo").read_text() == "foo"
+
+    ruled(("CONVERT", "docker-image://docker.io/library/nothere:*", "docker-image://busybox:${1}"))
+    pybuild.build("FROM nothere\nRUN true\n", tmp_path / "c")
+    ruled(("DENY", "docker-image://*", ""))
+    message = refused(pybuild, "FROM busybox\nRUN true\n", tmp_path / "c")
+    assert "source denied by policy" in message
+    assert ">>> FROM busybox" in message
+    ruled(("DENY", "local://*", ""))
+    assert "source denied by policy" in refused(pybuild, "FROM scratch\nCOPY . /\n", tmp_path / "c")
+    with serve_directory(files) as url:
+        ruled(("DENY", "http://*", ""), ("CONVERT", "http://files.example/*", url + "/${1}"), ("ALLOW", f"{url}/*", ""))
+        out = build_files(pybuild, "FROM scratch\nADD http://files.example/served /\n", tmp_path / "c")
+        assert (out / "served").read_text() == "served"
+        assert "source denied by policy" in refused(
+            pybuild, "FROM scratch\nADD http://other.example/x /\n", tmp_path / "c"
+        )

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from pybuild.builder.build import BuildResult
     from pybuild.builder.outputs import Output
     from pybuild.builder.request import BuildRequest, SecretSource, SshSource
+    from pybuild.builder.source_policy import SourcePolicy
     from pybuild.layers.descriptor import Platform
 
 PROXY_VARIABLES = ("HTTP_PROXY", "HTTPS_PROXY", "FTP_PROXY", "NO_PROXY", "ALL_PROXY")
@@ -347,6 +348,7 @@ def request_from(options: Namespace, variables: Mapping[str, str]) -> BuildReque
         ulimits=parse_ulimits(options.ulimit),
         cgroup_parent=options.cgroup_parent,
         resources=_resources(options),
+        source_policy=_source_policy(variables),
         source_date_epoch=options.source_date_epoch
         or build_args.get("SOURCE_DATE_EPOCH")
         or variables.get("SOURCE_DATE_EPOCH"),
@@ -514,6 +516,20 @@ def parse_ssh(given: Sequence[str], variables: Mapping[str, str]) -> tuple[SshSo
                 raise UsageError(f"--ssh {name}: {path!r} does not exist")
         out[name or "default"] = SshSource(name or "default", given_paths, raw)
     return tuple(out.values())
+
+
+def _source_policy(variables: Mapping[str, str]) -> SourcePolicy | None:
+    """The policy in the file that the environment names, as with docker buildx."""
+    path = variables.get("EXPERIMENTAL_BUILDKIT_SOURCE_POLICY")
+    if not path:
+        return None
+    from pybuild.builder.source_policy import parse_source_policy
+
+    try:
+        with open(path, "rb") as file:
+            return parse_source_policy(file.read())
+    except OSError as error:
+        raise UsageError(f"failed to read policy file {path}: {error.strerror}") from error
 
 
 def _resources(options: Namespace) -> tuple[tuple[str, str], ...]:
