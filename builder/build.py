@@ -7,6 +7,7 @@ line, the daemon and Python callers all come through ``build``.
 from __future__ import annotations
 
 import hashlib
+import json
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack
@@ -258,8 +259,8 @@ class _Build:
             attested=() if attested is None else attested.of_images,
         )
         report = exporters.run(outputs, images, stdout=self._stdout)
-        caching.export()
-        metadata = {**report.metadata, **({} if attested is None else attested.metadata)}
+        exported = caching.export()
+        metadata = {**report.metadata, **exported, **({} if attested is None else attested.metadata)}
         warnings = tuple(self._warnings.values())
         if warnings:
             metadata["buildx.build.warnings"] = [_warning_json(warning, self._dockerfile) for warning in warnings]
@@ -561,9 +562,13 @@ class _Caching:
             return images
         return self.caches.with_inline(images, self._results, reports=self.reports, bases=self._bases)
 
-    def export(self) -> None:
-        if self.caches is not None:
-            self.caches.export(reports=self.reports, results=self._results, bases=self._bases)
+    def export(self) -> dict[str, str]:
+        """Send the caches; returns what the metadata file says of that."""
+        if self.caches is None:
+            return {}
+        sent = self.caches.export(reports=self.reports, results=self._results, bases=self._bases)
+        # As text, like BuildKit's response has it.
+        return {} if sent is None else {"cache.manifest": json.dumps(sent.to_json(), separators=(",", ":"))}
 
 
 def _warning_json(warning: BuildWarning, dockerfile: Dockerfile | None) -> dict[str, Any]:  # Any: the JSON edge

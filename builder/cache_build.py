@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Protocol
 
+from pybuild.layers.descriptor import Descriptor
 from pybuild.layers.digest import Digest
 
 from .assemble import BuiltImage
@@ -38,6 +39,7 @@ class BuildCaches(RemoteCache, Protocol):
 
     def export(
         self, *, reports: Sequence[StepReport], results: Sequence[Result], bases: Sequence[tuple[Digest, ...]]
-    ) -> None:
-        """Send the steps to where the build was told to. Raises PybuildError only where failing was asked for."""
+    ) -> Descriptor | None:
+        """Send the steps to where the build was told to; returns the manifest of the last cache that was written. Raises PybuildError
+        only where failing was asked for."""
 

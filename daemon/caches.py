@@ -41,6 +41,7 @@ from pybuild.builder.request import BuildRequest
 from pybuild.builder.solver_steps import Result, Step, StepReport
 from pybuild.builder.why import PreviousStep
 from pybuild.errors import Cancelled, PybuildError
+from pybuild.layers.descriptor import Descriptor
 from pybuild.layers.digest import Digest
 from pybuild.values import dataclass, replace
 
@@ -302,16 +303,17 @@ class BuildCachesHere:
 
     def export(
         self, *, reports: Sequence[StepReport], results: Sequence[Result], bases: Sequence[tuple[Digest, ...]]
-    ) -> None:
+    ) -> Descriptor | None:
         """Send the build's steps to every target. Raises PybuildError only for a target that asked for it (ignore-error=false)."""
         if self._mounts is not None:
             self._mounts.save(reports)
+        last: Descriptor | None = None
         for target in self._targets:
             if target.type is CacheType.INLINE:
                 continue
             step = self._events.begin(f"exporting cache to {_kind(target)}")
             try:
-                self._export(target, step, reports, results, bases)
+                last = self._export(target, step, reports, results, bases)
             except Cancelled:
                 self._events.end(step, "canceled")
                 raise
@@ -323,6 +325,7 @@ class BuildCachesHere:
                     raise PybuildError(f"cache {target}: {error}") from error
                 continue
             self._events.end(step)
+        return last
 
     def _export(
         self,
@@ -331,7 +334,7 @@ class BuildCachesHere:
         reports: Sequence[StepReport],
         results: Sequence[Result],
         bases: Sequence[tuple[Digest, ...]],
-    ) -> None:
+    ) -> Descriptor:
         form = BlobForm(target.compression, target.compression_level, force=target.force_compression)
         steps = exported_steps(reports, results, mode=target.mode, step_of=self._step_of)
         wanted = _own_layers(steps, bases)
@@ -362,6 +365,7 @@ class BuildCachesHere:
             config_type=CONFIG_TYPE,
         )
         self._events.count(step, f"writing cache manifest {saved.descriptor.digest}", saved.bytes_sent)
+        return saved.descriptor
 
     def _bring_blob(self, layer: CachedLayer) -> None:
         if self.bring((layer.diff_id,), unpack=False):
