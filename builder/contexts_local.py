@@ -26,6 +26,7 @@ _KINDS: Final = {
     stat.S_IFIFO: Kind.FIFO,
     stat.S_IFSOCK: Kind.SOCKET,
 }
+_FORMAT: Final = 0o170000  # S_IFMT, inode(7): calling it for every file of a context takes as long as the look-up
 _REMEMBERED_NODES: Final = 40_000
 """About 20 MB. Beyond it directories are read again when asked for again."""
 
@@ -201,7 +202,7 @@ def _by_bytes(item: tuple[str, Node]) -> bytes:
 
 def _node(status: os.stat_result, host: str) -> Node:
     mode = status.st_mode
-    kind = _KINDS[stat.S_IFMT(mode)]
+    kind = _KINDS[mode & _FORMAT]
     inode = (status.st_dev, status.st_ino)
     target = os.readlink(host) if kind is Kind.SYMLINK else ""
     device = None

@@ -39,7 +39,8 @@ def set_env(config: ImageConfig, pairs: Iterable[tuple[str, str]]) -> ImageConfi
     """ENV: each name replaced where it stands, or added at the end."""
     env = list(config.env)
     for name, value in pairs:
-        place = next((index for index, item in enumerate(env) if item.partition("=")[0] == name), len(env))
+        prefix = f"{name}="
+        place = next((index for index, item in enumerate(env) if item.startswith(prefix) or item == name), len(env))
         env[place : place + 1] = [f"{name}={value}"]
     return config.with_(env=tuple(env))
 
