@@ -29,7 +29,8 @@ def on_failure(engine: Engine, mode: str, *, around: AroundShell | None, cancel:
         return FailureKeeper(engine)
     if around is None:
         raise UsageError("--on-error=shell needs a terminal", hint="use --on-error=keep")
-    return FailureShell(engine.executor, around=around, cancel=cancel)
+    terminal = engine.registries.variables.get("TERM", "xterm")
+    return FailureShell(engine.executor, around=around, terminal=terminal, cancel=cancel)
 
 
 def _shell(failed: FailedProcess) -> str:
@@ -39,16 +40,18 @@ def _shell(failed: FailedProcess) -> str:
 
 
 class FailureShell:
-    """Opens a shell in the failed step: the same files, mounts, secrets, user, network and limits."""
+    """Opens a shell in the failed step: the same files, mounts, secrets, user, network and limits. ``terminal``: its kind, as TERM has
+    it."""
 
-    def __init__(self, executor: Executor, *, around: AroundShell, cancel: threading.Event) -> None:
+    def __init__(self, executor: Executor, *, around: AroundShell, terminal: str, cancel: threading.Event) -> None:
         self._executor = executor
+        self._terminal = terminal
         self._around = around
         self._cancel = cancel
         self._one_at_a_time = threading.Lock()
 
     def __call__(self, failed: FailedProcess) -> str | None:
-        env = {"TERM": os.environ.get("TERM", "xterm"), **dict(failed.spec.env)}
+        env = {"TERM": self._terminal, **dict(failed.spec.env)}
         spec = replace(failed.spec, args=(_shell(failed),), env=tuple(env.items()), terminal=True)
         text = f"{failed.error.message}\nThis is a shell in the failed step; the build ends when you leave it."
         with self._one_at_a_time, self._around(text):

@@ -196,7 +196,7 @@ def _request(
     from pybuild.builder.outputs import check_outputs
     from pybuild.builder.platforms import parse_platform
     from pybuild.builder.request import BuildRequest
-    from pybuild.cli.build import parse_ssh, parse_ulimits
+    from pybuild.cli.build_values import parse_ssh, parse_ulimits
     from pybuild.daemon.machine import host_platform
 
     described = None if isinstance(source, (str, os.PathLike)) else source

@@ -5,12 +5,27 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from pybuild.errors import UsageError
 
 from .attestation_options import attestations, metadata_provenance, version_control
+from .build_values import (
+    agent_for,
+    given_build_args,
+    given_contexts,
+    given_platforms,
+    given_proxies,
+    given_resources,
+    given_source_policy,
+    parse_annotations,
+    parse_entitlements,
+    parse_hosts,
+    parse_secrets,
+    parse_ssh,
+    parse_ulimits,
+)
 from .cancelling import cancelling
 from .environment import Environment
 from .options import HIDDEN, Parser, existing_parent, key_value
@@ -18,14 +33,9 @@ from .options import HIDDEN, Parser, existing_parent, key_value
 if TYPE_CHECKING:
     from argparse import Namespace
 
-    from pybuild.builder.assemble import Annotations
     from pybuild.builder.build import BuildResult
     from pybuild.builder.outputs import Output
-    from pybuild.builder.request import BuildRequest, SecretSource, SshSource
-    from pybuild.builder.source_policy import SourcePolicy
-    from pybuild.layers.descriptor import Platform
-
-PROXY_VARIABLES = ("HTTP_PROXY", "HTTPS_PROXY", "FTP_PROXY", "NO_PROXY", "ALL_PROXY")
+    from pybuild.builder.request import BuildRequest
 
 
 def parser() -> Parser:
@@ -317,7 +327,7 @@ def request_from(options: Namespace, variables: Mapping[str, str]) -> BuildReque
     stdin_users = [name for name, value in (("the context", options.context), ("--file", options.file)) if value == "-"]
     if len(stdin_users) > 1:
         raise UsageError("invalid argument: can't use stdin for both build context and dockerfile")
-    build_args = _build_args(options.build_arg, variables)
+    build_args = given_build_args(options.build_arg, variables)
     _check_caches(options)
     provenance, sbom = attestations(
         options.attest, provenance=options.provenance, sbom=options.sbom, build_args=build_args
@@ -333,26 +343,26 @@ def request_from(options: Namespace, variables: Mapping[str, str]) -> BuildReque
         build_args=build_args,
         labels=dict(key_value(text, option="--label") for text in options.label),
         annotations=parse_annotations(options.annotation),
-        platforms=_platforms(options.platform),
+        platforms=given_platforms(options.platform),
         no_cache=options.no_cache,
         no_cache_filter=frozenset(name for text in options.no_cache_filter for name in text.split(",") if name),
         pull=options.pull,
         outputs=tuple(outputs),
-        named_contexts=_named_contexts(options.build_context),
+        named_contexts=given_contexts(options.build_context),
         secrets=parse_secrets(options.secret, variables),
-        ssh=parse_ssh(options.ssh or _agent_for(options.context, variables), variables),
+        ssh=parse_ssh(options.ssh or agent_for(options.context, variables), variables),
         extra_hosts=parse_hosts(options.add_host),
         network=options.network,
         entitlements=parse_entitlements(options.allow, network=options.network),
         shm_size=parse_size(options.shm_size) if options.shm_size else 0,
         ulimits=parse_ulimits(options.ulimit),
         cgroup_parent=options.cgroup_parent,
-        resources=_resources(options),
-        source_policy=_source_policy(variables),
+        resources=given_resources(options),
+        source_policy=given_source_policy(variables),
         source_date_epoch=options.source_date_epoch
         or build_args.get("SOURCE_DATE_EPOCH")
         or variables.get("SOURCE_DATE_EPOCH"),
-        proxies=_proxies(variables, build_args),
+        proxies=given_proxies(variables, build_args),
         cache_from=tuple(options.cache_from),
         cache_to=tuple(options.cache_to),
         cache_repo=tuple(options.cache_repo),
@@ -396,190 +406,3 @@ def _pushing(outputs: list[Output]) -> list[Output]:
     if not images:
         raise UsageError("--push needs an image to push", hint="add --output type=registry")
     return [replace(output, push=True) if output in images else output for output in outputs]
-
-
-def _build_args(given: Sequence[str], variables: Mapping[str, str]) -> dict[str, str]:
-    out: dict[str, str] = {}
-    for text in given:
-        key, separator, value = text.partition("=")
-        if not key:
-            raise UsageError(f"invalid --build-arg value {text!r}", hint="write --build-arg NAME=VALUE")
-        if separator:
-            out[key] = value
-        elif key in variables:
-            out[key] = variables[key]
-    return out
-
-
-def _proxies(variables: Mapping[str, str], build_args: Mapping[str, str]) -> dict[str, str]:
-    """Proxy variables reach RUN only as build arguments, as with docker: what the client's own environment holds stays outside."""
-    names = [*PROXY_VARIABLES, *(name.lower() for name in PROXY_VARIABLES)]
-    return {name: build_args[name] for name in names if name in build_args}
-
-
-def _platforms(given: Sequence[str]) -> tuple[Platform, ...]:
-    from pybuild.builder.platforms import parse_platform
-    from pybuild.daemon.machine import host_platform
-
-    default = host_platform()
-    names = [name.strip() for text in given for name in text.split(",") if name.strip()]
-    return tuple(dict.fromkeys(parse_platform(name, default=default) for name in names))
-
-
-def _named_contexts(given: Sequence[str]) -> dict[str, str]:
-    out: dict[str, str] = {}
-    for text in given:
-        name, separator, value = text.partition("=")
-        if not separator or not name or not value:
-            raise UsageError(f"invalid --build-context value {text!r}", hint="write --build-context NAME=VALUE")
-        out[name.lower()] = value
-    return out
-
-
-def parse_annotations(given: Sequence[str]) -> Annotations:
-    """``[LEVEL[PLATFORM],…:]KEY=VALUE`` as docker buildx reads it. Raises UsageError."""
-    from pybuild.builder.annotations import annotations_from
-    from pybuild.daemon.machine import host_platform
-
-    return annotations_from(given, default=host_platform())
-
-
-def parse_secrets(given: Sequence[str], variables: Mapping[str, str]) -> tuple[SecretSource, ...]:
-    """``id=ID[,src=FILE|,env=VAR][,type=file|env]``. Raises UsageError."""
-    from pybuild.builder.outputs import split_fields
-    from pybuild.builder.request import SecretSource
-
-    out: list[SecretSource] = []
-    for text in given:
-        fields = {key: value for key, value in split_fields(text, option="--secret") if value is not None}
-        unknown = set(fields) - {"id", "src", "source", "env", "type"}
-        if unknown:
-            raise UsageError(f"unknown --secret key {sorted(unknown)[0]!r} in {text!r}")
-        kind, source, variable = fields.get("type"), fields.get("src", fields.get("source")), fields.get("env")
-        name = fields.get("id") or (os.path.basename(source) if source else variable)
-        if not name:
-            raise UsageError(f"--secret {text!r} has no id", hint="write --secret id=ID,src=FILE")
-        if kind == "env" and variable is None:
-            variable = source or name
-            source = None
-        if variable is None and source is None and kind != "file" and name in variables:
-            variable = name
-        if variable is not None:
-            if variable not in variables:
-                raise UsageError(f"--secret id={name}: the environment variable {variable} is not set")
-            out.append(SecretSource(name, value=os.fsencode(variables[variable])))
-            continue
-        path = os.path.expanduser(source or name)
-        if not os.path.isfile(path) or not os.access(path, os.R_OK):
-            raise UsageError(f"--secret id={name}: can't read the file {path!r}")
-        out.append(SecretSource(name, path=os.path.abspath(path)))
-    return tuple(out)
-
-
-def _agent_for(context: str, variables: Mapping[str, str]) -> list[str]:
-    """A context behind ssh is reached by way of the agent that there is, without being asked for it: as with docker."""
-    if not variables.get("SSH_AUTH_SOCK") or ("@" not in context and not context.startswith("ssh://")):
-        return []
-    from pybuild.builder.git_reference import parse_git_reference
-
-    reference = parse_git_reference(context, as_context=True)
-    is_ssh = reference is not None and not reference.remote.startswith(("http:", "https:", "git:"))
-    return ["default"] if is_ssh else []
-
-
-def parse_ssh(given: Sequence[str], variables: Mapping[str, str]) -> tuple[SshSource, ...]:
-    """``default`` or ``ID[=PATH[,PATH]][,raw=true]``. Raises UsageError."""
-    from pybuild.builder.outputs import boolean
-    from pybuild.builder.request import SshSource
-
-    out: dict[str, SshSource] = {}
-    for text in given:
-        name, _, paths = text.partition("=")
-        raw = False
-        fields = []
-        for field in paths.split(","):
-            if field.startswith("raw="):
-                raw = boolean(field.removeprefix("raw="), option="--ssh raw")
-            elif field:
-                fields.append(field)
-        given_paths = tuple(os.path.abspath(os.path.expanduser(path)) for path in fields)
-        if not given_paths:
-            socket = variables.get("SSH_AUTH_SOCK")
-            if not socket:
-                raise UsageError(
-                    f"--ssh {name}: SSH_AUTH_SOCK is not set",
-                    hint="start an ssh-agent, or give a key: --ssh default=KEYFILE",
-                )
-            given_paths = (socket,)
-        for path in given_paths:
-            if not os.path.exists(path):
-                raise UsageError(f"--ssh {name}: {path!r} does not exist")
-        out[name or "default"] = SshSource(name or "default", given_paths, raw)
-    return tuple(out.values())
-
-
-def _source_policy(variables: Mapping[str, str]) -> SourcePolicy | None:
-    """The policy in the file that the environment names, as with docker buildx."""
-    path = variables.get("EXPERIMENTAL_BUILDKIT_SOURCE_POLICY")
-    if not path:
-        return None
-    from pybuild.builder.source_policy import parse_source_policy
-
-    try:
-        with open(path, "rb") as file:
-            return parse_source_policy(file.read())
-    except OSError as error:
-        raise UsageError(f"failed to read policy file {path}: {error.strerror}") from error
-
-
-def _resources(options: Namespace) -> tuple[tuple[str, str], ...]:
-    from pybuild.builder.resources import RESOURCES, parse_resources
-
-    old = {name: getattr(options, name.replace("-", "_")) for name in RESOURCES}
-    given = [*(f"{name}={value}" for name, value in old.items() if value is not None), *options.resource]
-    return parse_resources(given) if given else ()
-
-
-def parse_entitlements(given: Sequence[str], *, network: str = "default") -> frozenset[str]:
-    """``network.host`` and ``security.insecure``; who asks for the host's network for all steps has allowed it. Raises UsageError."""
-    out = {"network.host"} if network == "host" else set()
-    for name in (name for text in given for name in text.split(",") if name):
-        if name not in ("network.host", "security.insecure"):
-            raise UsageError(f"unknown entitlement {name}", hint="use network.host or security.insecure")
-        out.add(name)
-    return frozenset(out)
-
-
-def parse_hosts(given: Sequence[str]) -> tuple[tuple[str, str], ...]:
-    """``HOST:IP`` or ``HOST=IP``, IPv6 with or without brackets. Raises UsageError."""
-    import ipaddress
-
-    out: list[tuple[str, str]] = []
-    for text in given:
-        separator = "=" if "=" in text else ":"
-        name, found, address = text.partition(separator)
-        address = address.removeprefix("[").removesuffix("]")
-        if address != "host-gateway":
-            try:
-                ipaddress.ip_address(address)
-            except ValueError:
-                found = ""
-        if not name or not found:
-            raise UsageError(f"invalid --add-host value {text!r}", hint="write --add-host NAME:ADDRESS")
-        out.append((name, "127.0.0.1" if address == "host-gateway" else address))
-    return tuple(out)
-
-
-def parse_ulimits(given: Sequence[str]) -> tuple[tuple[str, int, int], ...]:
-    """``NAME=SOFT[:HARD]``, -1 meaning no limit. Raises UsageError."""
-    out: list[tuple[str, int, int]] = []
-    for text in given:
-        name, separator, limits = text.partition("=")
-        soft, _, hard = limits.partition(":")
-        try:
-            out.append((name, int(soft), int(hard or soft)))
-        except ValueError:
-            separator = ""
-        if not name or not separator:
-            raise UsageError(f"invalid --ulimit value {text!r}", hint="write --ulimit nofile=1024:2048")
-    return tuple(out)
