@@ -7,6 +7,7 @@ they are asked is the business of whoever satisfies ``RemoteCache``; nothing of 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Protocol
 
 from pybuild.layers.digest import Digest
@@ -83,20 +84,28 @@ class Elsewhere:
         return whole
 
     def _bring(self, wanted: Sequence[CachedStep], *, unpack: bool) -> bool:
-        for found in wanted:
-            self._runner.ensure_base(found.record.layers)
+        stacks = [found.record.layers for found in wanted]
         layers: dict[Digest, None] = {}
         for found in wanted:
             for diff_id in found.record.layers[self._runner.base_count(found.record.layers) :]:
                 if not self._snapshots.has((diff_id,)):
                     layers[diff_id] = None
         if not layers:
+            self._ensure_bases(stacks)
             return True
-        lost = self._remote.bring(tuple(layers), unpack=unpack)
+        with ThreadPoolExecutor(1, "base") as pool:
+            # From different places: neither has to wait for the other.
+            bases = pool.submit(self._ensure_bases, stacks)
+            lost = self._remote.bring(tuple(layers), unpack=unpack)
+            bases.result()
         if lost and self._found is not None:
             self._found = {key: step for key, step in self._found.items() if lost.isdisjoint(step.record.layers)}
             self.lazy = {step: found for step, found in self.lazy.items() if lost.isdisjoint(found.record.layers)}
         return not lost
+
+    def _ensure_bases(self, stacks: Sequence[tuple[Digest, ...]]) -> None:
+        for stack in stacks:
+            self._runner.ensure_base(stack)
 
     def _record(self) -> None:
         """What is here completely by now is this store's own, too."""
