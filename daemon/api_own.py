@@ -69,6 +69,11 @@ class OwnRoutes:
     def _tell(self, method: str, call: Call, result: object) -> None:
         """Events and figures, as for docker's clients."""
         events, arguments = self._daemon.events, call.arguments
+        self._daemon.metrics.add(
+            "pybuild_context_bytes_total",
+            call.context_bytes,
+            help="bytes of build contexts that clients of our own sent",
+        )
         match method:
             case "build":
                 self._daemon.metrics.add("pybuild_builds_total", help="builds by outcome", outcome="done")

@@ -6,21 +6,25 @@ nothing.
 
 from __future__ import annotations
 
+import hashlib
 import io
 import os
 import shutil
 import tarfile
 import tempfile
 import threading
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, Final, cast
 
-from pybuild.builder.contexts import DEFAULT_DOCKERFILE, DockerfileNotFound, open_local_context
+from pybuild.builder.contexts import DEFAULT_DOCKERFILE, ContextNotFound, DockerfileNotFound, open_local_context
 from pybuild.builder.contexts_local import LocalContext
 from pybuild.builder.contexts_named import IGNORE_FILE
+from pybuild.builder.failure import BuildFailed
 from pybuild.builder.git_reference import parse_git_reference
 from pybuild.builder.outputs import OutputType
+from pybuild.builder.progress import StepDone, StepStarted
 from pybuild.errors import PybuildError, UsageError
 from pybuild.layers.tar_write import write_tar
 from pybuild.values import dataclass, replace
@@ -68,7 +72,7 @@ class BuildCall:
 
     def run(self, begin: Callable[[Callable[[Exchange], Any]], Any]) -> Any:
         """List, then call through ``begin``. Raises what a build raises, WireError, DaemonUnreachable."""
-        request = self._prepared(_checked(self._given))
+        request = self._prepare_as_a_step(_checked(self._given))
         arguments = {
             "request": replace(request, stdin=None),
             "listings": {name: listing.to_wire() for name, listing in self._listings.items()},
@@ -79,6 +83,17 @@ class BuildCall:
         return begin(lambda running: self._talk(running, dumps(arguments) + b"\n"))
 
     # --- before ------------------------------------------------------------------------------------------------------
+
+    def _prepare_as_a_step(self, request: BuildRequest) -> BuildRequest:
+        """``_prepared``; what is missing is told as a build tells it. Raises BuildFailed."""
+        try:
+            return self._prepared(request)
+        except (ContextNotFound, DockerfileNotFound) as error:
+            name = "Dockerfile" if request.dockerfile in (None, "-") else os.path.basename(request.dockerfile or "")
+            step, now = f"sha256:{hashlib.sha256(name.encode()).hexdigest()}", time.time()
+            self._progress.emit(StepStarted(step, f"[internal] load build definition from {name}", now))
+            self._progress.emit(StepDone(step, now, error=error.message))
+            raise BuildFailed.of_step(error, None) from error
 
     def _prepared(self, request: BuildRequest) -> BuildRequest:
         """The request as the daemon gets it; notes what goes with it."""
@@ -109,6 +124,8 @@ class BuildCall:
         )
         inside = os.path.relpath(path or os.path.join(root, DEFAULT_DOCKERFILE), root)
         also = [IGNORE_FILE]
+        if not elsewhere:
+            _require(path or os.path.join(root, DEFAULT_DOCKERFILE))
         if path is not None and inside.startswith("../"):
             self._definition = _beside(path)
         elif not elsewhere:
@@ -282,6 +299,14 @@ def _secret(secret: Any) -> bytes:  # Any: SecretSource
         return Path(secret.path).read_bytes()
     except OSError as error:
         raise PybuildError(f"secret {secret.id}: can't read {secret.path}: {error.strerror}") from error
+
+
+def _require(path: str) -> None:
+    """Raise DockerfileNotFound here if there is no Dockerfile: the daemon could only name a path of its own."""
+    directory, name = os.path.split(path)
+    names = (name, name.lower()) if name == DEFAULT_DOCKERFILE else (name,)
+    if not any(os.path.isfile(os.path.join(directory, each)) for each in names):
+        raise DockerfileNotFound(name, path, "is a directory" if os.path.isdir(path) else "no such file or directory")
 
 
 def _beside(path: str) -> dict[str, bytes]:

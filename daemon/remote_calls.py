@@ -50,13 +50,14 @@ class _Data(io.RawIOBase):
 
 @dataclass(slots=True, eq=False)
 class Call:
-    """One call. ``arguments``: decoded; ``body``: what follows them; ``send`` takes whole frames."""
+    """One call. ``arguments``: decoded; ``body``: what follows them; ``send`` takes whole frames; ``context_bytes``: received so far."""
 
     engine: Engine
     arguments: Mapping[str, Any]  # Any: values of ours
     body: BinaryIO
     send: Callable[[bytes], None]
     cancel: threading.Event
+    context_bytes: int = 0
 
     def event(self, value: Event | Transfer) -> None:
         """Something happened."""
@@ -210,7 +211,7 @@ def _with_contexts(call: Call, request: BuildRequest, stack: ExitStack) -> Build
     named = dict(request.named_contexts)
     for name, (tree, rows) in open_trees.items():
         with _Section(call.body) as section:
-            tree.fill(needed[name], section)
+            call.context_bytes += tree.fill(needed[name], section)
         tree.finish(rows)
         if name == "":
             request = replace(request, context=str(tree.root), directory="/")
