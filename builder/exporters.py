@@ -32,7 +32,7 @@ from .image_names import ImageName
 from .lower import LoweredImage
 from .outputs import Output, OutputType
 from .platforms import format_platform
-from .progress import BuildWarning, Progress, StepDone, StepStarted
+from .progress import BuildWarning, Progress, StepDone, StepProgress, StepStarted
 from .protocols import Snapshots
 from .request import BuildRequest
 from .reshape import LayerRewrites, dated, squashed, with_limited_times
@@ -150,9 +150,11 @@ class Exporters:
         try:
             # Kept in the local store, layers stay as they are; compressing waits for a push. But attestations name the manifest: it is final.
             compression = output.compression or ("gzip" if output.push or self._attested else None)
-            written = self._write(output, images, names, compression=compression)
+            written = self._write(output, images, names, compression=compression, step=step)
             if output.store:
                 self._parts.keeper.keep(names, written.descriptor)
+                for name in names:
+                    self._note(step, f"naming to {name}")
             self._end(step)
         except PybuildError as error:
             self._end(step, error)
@@ -178,7 +180,7 @@ class Exporters:
         names = self._names(output)
         step = self._begin(f"exporting to {output.type.value} image format")
         try:
-            written = self._write(output, images, names, compression=output.compression or "gzip")
+            written = self._write(output, images, names, compression=output.compression or "gzip", step=step)
             epoch = self._epoch_of(output)
             created = rfc3339(float(int(self._clock())) if epoch is None else float(epoch))
             descriptor = replace(
@@ -189,6 +191,8 @@ class Exporters:
             if docker and output.dest is None:
                 # `--output type=docker` without a destination loads into the local store, as with docker.
                 keeper.keep(names, written.descriptor)
+                for name in names:
+                    self._note(step, f"naming to {name}")
             elif not output.tar:
                 assert output.dest is not None  # checked when it was parsed
                 keeper.write_oci_layout(Path(self._request.directory, output.dest), descriptor, names)
@@ -202,7 +206,7 @@ class Exporters:
         self._tell(replace(written, descriptor=descriptor), names)
 
     def _write(
-        self, output: Output, images: Sequence[BuiltImage], names: Sequence[str], *, compression: str | None
+        self, output: Output, images: Sequence[BuiltImage], names: Sequence[str], *, compression: str | None, step: str
     ) -> _Written:
         oci = output.oci_media_types is not False
         epoch = self._epoch_of(output)
@@ -221,6 +225,10 @@ class Exporters:
             images = self._limited(images, epoch)
         written = [write_manifest(image, options=options, layers=parts.layers, blobs=parts.blobs) for image in images]
         manifests = [manifest.descriptor for manifest in written]
+        self._note(step, "exporting layers")
+        for manifest in written:
+            self._note(step, f"exporting manifest {manifest.descriptor.digest}")
+            self._note(step, f"exporting config {_config_digest(manifest.config)}")
         if self._attested:
             from .export_attestations import attestation_manifests
 
@@ -235,7 +243,9 @@ class Exporters:
             )
         if len(manifests) == 1:
             return _Written(manifests[0], _config_digest(written[0].config))
-        return _Written(write_index(manifests, options=options, write=parts.blobs.write), None)
+        index = write_index(manifests, options=options, write=parts.blobs.write)
+        self._note(step, f"exporting manifest list {index.digest}")
+        return _Written(index, None)
 
     def _epoch_of(self, output: Output) -> int | None:
         """SOURCE_DATE_EPOCH for an output: its own, or that of the build."""
@@ -370,6 +380,10 @@ class Exporters:
         step = str(Digest.of(title.encode()))
         self._progress.emit(StepStarted(step, title, self._clock()))
         return step
+
+    def _note(self, step: str, what: str) -> None:
+        """A part of an export that is done: its name is all that there is to say."""
+        self._progress.emit(StepProgress(step, what, 0, 0, True, self._clock()))
 
     def _end(self, step: str, error: PybuildError | None = None) -> None:
         self._progress.emit(StepDone(step, self._clock(), error=None if error is None else error.message))

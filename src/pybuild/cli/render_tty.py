@@ -32,6 +32,7 @@ class _Step:
     log: deque[str] = field(default_factory=lambda: deque(maxlen=_LOG_LINES))
     partial: bytes = b""
     transfers: dict[str, tuple[int, int, str]] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
 
 
 class TtyRenderer:
@@ -63,6 +64,8 @@ class TtyRenderer:
                     if step is not None:
                         if event.done:
                             step.transfers.pop(event.id, None)
+                            if not event.current and not event.total:
+                                step.notes.append(event.id)
                         else:
                             step.transfers[event.id] = (event.current, event.total, event.unit)
                 case StepDone():
@@ -138,6 +141,7 @@ class TtyRenderer:
         title = (mark + step.title)[:room]
         color = "31" if step.error is not None else "34" if step.ended is not None else ""
         lines = [self._paint(f" => {title}", color) + " " * (room - len(title) + 1) + self._paint(seconds, color)]
+        lines.extend(f" => => {note}"[: columns - 1] for note in step.notes)
         if step.ended is None and not final:
             for name, (current, total, unit) in list(step.transfers.items())[:8]:
                 lines.append(self._bar(name, current, total, unit=unit, columns=columns))
