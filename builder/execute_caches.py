@@ -6,6 +6,7 @@ of a new cache. The directories come from the store.
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import threading
@@ -128,8 +129,11 @@ class CacheMountPool:
         if mount.uid or mount.gid:
             try:
                 os.chown(directory, mount.uid, mount.gid)
-            except PermissionError:
-                # An ordinary user can't give it away; those who were meant to write to it still shall.
+            except OSError as error:
+                # An ordinary user can't give it away, or not to ids that aren't mapped (EINVAL); those who were meant to write to it
+                # still shall.
+                if error.errno not in (errno.EPERM, errno.EINVAL):
+                    raise
                 os.chmod(directory, mount.mode | 0o777)
 
     def _inside(self, directory: str, source: str) -> str:

@@ -166,7 +166,7 @@ class MountTravel:
                 self._unpack(pack, blobs, root)
             for name in os.listdir(root):
                 os.rename(f"{root}/{name}", f"{path}/{name}")
-            with suppress(PermissionError):
+            with suppress(OSError):  # an ordinary user, or ids that aren't mapped
                 os.chown(path, mount.uid, mount.gid)
             os.chmod(path, mount.mode)
 
