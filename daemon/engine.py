@@ -183,6 +183,7 @@ class Engine(StoreQueries):
         with self._within_policy(), self.store.lease(), self.store.active.make() as scratch:
             cache = self.store.open_cache()
             caches = self._caches(request, progress=progress, cancel=cancel, cache=cache)
+            told = 0 if self._executor is None else len(self._executor.notices)
             try:
                 parts = self._parts(request, progress=progress, cancel=cancel, cache=cache, scratch=scratch)
                 if caches is not None:
@@ -199,6 +200,11 @@ class Engine(StoreQueries):
                 if caches is not None:
                     caches.close()
                 cache.flush()
+                notices = () if self._executor is None else self._executor.notices[told:]
+                if notices:
+                    from .sandbox_notices import tell_notices
+
+                    tell_notices(notices, progress=progress, clock=time.time)
 
     @contextmanager
     def _within_policy(self) -> Iterator[None]:

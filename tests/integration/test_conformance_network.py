@@ -149,3 +149,13 @@ COPY --from=base /limits /
         result = pybuild.run("build", f"--resource={text}", str(tmp_path / "c"), check=False)
         assert result.returncode != 0
         assert "invalid" in result.stderr.splitlines()[-1]
+
+
+def test_what_can_not_be_had_is_told(pybuild: Command, tmp_path: Path) -> None:
+    dockerfile = "FROM busybox\nRUN true\n"
+    assert "had to do without" not in pybuild.build(dockerfile, tmp_path / "c").stderr
+    if not any(Path("/sys/fs/cgroup", name).exists() for name in ("cpuset/cpuset.cpus", "cgroup.subtree_control")):
+        pytest.skip("no control groups for CPUs")
+    result = pybuild.build(dockerfile, tmp_path / "c", "--no-cache", "--resource=cpuset-cpus=9999")
+    assert "[internal] what steps had to do without" in result.stderr
+    assert "the limit cpuset.cpus=9999 can't be set" in result.stderr
