@@ -43,7 +43,7 @@ if TYPE_CHECKING:
     from pybuild.registry_client.client import Repository
 
 _PARALLEL_QUESTIONS: Final = 8
-_SENDERS: Final = 2
+_SENDERS: Final = 4
 _EMPTY_JSON: Final = b"{}"
 _FACT: Final = "cache-repo"
 _SENT_SECONDS: Final = 86400.0
