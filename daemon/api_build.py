@@ -211,11 +211,31 @@ def build_request(parameters: Parameters) -> BuildRequest:
         shm_size=max(0, parameters.number("shmsize")),
         ulimits=_ulimits(parameters.json("ulimits")),
         cgroup_parent=parameters.text("cgroupparent"),
+        resources=_resources(parameters),
         source_date_epoch=parameters.string_map("buildargs").get("SOURCE_DATE_EPOCH"),
         squash=parameters.flag("squash"),
         cache_from=tuple(f"type=registry,ref={name}" for name in parameters.string_list("cachefrom")),
         hide_ignored_definition=True,
     )
+
+
+def _resources(parameters: Parameters) -> tuple[tuple[str, str], ...]:
+    """The limits that clients of the classic builder send; 0 stands for none."""
+    from pybuild.builder.resources import parse_resources
+
+    names = {
+        "memory": "memory",
+        "memswap": "memory-swap",
+        "cpushares": "cpu-shares",
+        "cpuperiod": "cpu-period",
+        "cpuquota": "cpu-quota",
+    }
+    given = [f"{name}={value}" for key, name in names.items() if (value := parameters.number(key))]
+    given += [f"cpuset-{part}={text}" for part in ("cpus", "mems") if (text := parameters.text(f"cpuset{part}"))]
+    try:
+        return parse_resources(given)
+    except PybuildError as error:
+        raise BadParameter(error.message) from None
 
 
 def _platform(text: str) -> Platform:

@@ -131,7 +131,7 @@ def parse_ssh(given: Sequence[str], variables: Mapping[str, str]) -> tuple[SshSo
             socket = variables.get("SSH_AUTH_SOCK")
             if not socket:
                 raise UsageError(
-                    f"--ssh {name}: SSH_AUTH_SOCK is not set",
+                    f"--ssh {name}: invalid empty ssh agent socket: make sure SSH_AUTH_SOCK is set",
                     hint="start an ssh-agent, or give a key: --ssh default=KEYFILE",
                 )
             given_paths = (socket,)
