@@ -18,6 +18,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, Final, cast
 
+from pybuild.builder.cache_specs import parse_mounts_place
 from pybuild.builder.contexts import DEFAULT_DOCKERFILE, ContextNotFound, DockerfileNotFound, open_local_context
 from pybuild.builder.contexts_local import LocalContext
 from pybuild.builder.contexts_named import IGNORE_FILE
@@ -282,6 +283,10 @@ def _checked(request: BuildRequest) -> BuildRequest:
     for option, values in (("--cache-from", request.cache_from), ("--cache-to", request.cache_to)):
         if any("type=local" in value for value in values):
             raise UsageError(f"{option} type=local can't be used with a daemon", hint="use type=registry")
+    mounts = (("--cache-mounts-from", request.cache_mounts_from), ("--cache-mounts-to", request.cache_mounts_to))
+    for option, values in mounts:
+        if any(parse_mounts_place(value, option=option).path for value in values):
+            raise UsageError(f"{option} with a directory can't be used with a daemon", hint="use a registry")
     for output in request.outputs:
         _check_output(output)
     return request
