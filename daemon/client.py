@@ -44,12 +44,16 @@ _PIECE: Final = 1 << 18
 
 
 def default_address(variables: Mapping[str, str]) -> str:
-    """Where a daemon listens unless it is told otherwise: ``/run/pybuild.sock``, for an ordinary user in its runtime directory."""
+    """Where a daemon listens unless it is told otherwise: ``/run/pybuild.sock``, for an ordinary user in its runtime directory. Raises
+    UsageError if it has none: a directory that others can write to would not do."""
     from .userns import identity
 
-    if identity().uid == 0:
+    uid = identity().uid
+    if uid == 0:
         return "unix:///run/pybuild.sock"
-    directory = variables.get("XDG_RUNTIME_DIR") or f"/tmp/pybuild-{identity().uid}"
+    directory = variables.get("XDG_RUNTIME_DIR") or f"/run/user/{uid}"
+    if not os.path.isdir(directory):
+        raise UsageError("there is no runtime directory (XDG_RUNTIME_DIR)", hint="give an address, such as --host unix:///PATH")
     return f"unix://{os.path.join(directory, 'pybuild.sock')}"
 
 

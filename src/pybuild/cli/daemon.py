@@ -105,7 +105,8 @@ def _merged(
 
     if environment.debug and flags.get("log-level") is None:
         flags = {**flags, "log-level": "debug"}
-    return merge(flags, table, default_host=default_address(environment.variables))
+    given = flags.get("host") or table.get("host") or table.get("hosts")
+    return merge(flags, table, default_host="" if given else default_address(environment.variables))
 
 
 def _reloaded(flags: Mapping[str, Any], environment: Environment) -> Any:  # Any: see api_run.serve

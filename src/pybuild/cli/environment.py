@@ -81,11 +81,13 @@ class Environment:
             return self.engine(offline=offline)
         if offline:
             raise UsageError("--offline can't be used with a daemon")
-        from pybuild.daemon.client import RemoteEngine
+        from pybuild.daemon.client import RemoteEngine, default_address
         from pybuild.daemon.connection import DaemonAddress
 
         return RemoteEngine(
-            DaemonAddress.parse(self.host, self.variables),
+            DaemonAddress.parse(
+                default_address(self.variables) if self.host == "default" else self.host, self.variables
+            ),
             docker_config=docker_config_directory(self.variables),
             variables=self.variables,
         )
