@@ -47,6 +47,7 @@ class Elsewhere:
         self._snapshots = snapshots
         self._runner = runner
         self._found: dict[str, CachedStep] | None = None
+        self._recorded: set[str] = set()
         self.lazy: dict[Step, CachedStep] = {}
         """Hits whose layers may not be here yet."""
 
@@ -110,7 +111,8 @@ class Elsewhere:
     def _record(self) -> None:
         """What is here completely by now is this store's own, too."""
         for key, found in (self._found or {}).items():
-            if self._snapshots.has(found.record.layers):
+            if key not in self._recorded and self._snapshots.has(found.record.layers):
+                self._recorded.add(key)
                 self._cache.put(found.record, aliases=tuple(dict.fromkeys((*found.aliases, key))))
 
     def tell(self, step: Step, record: CacheRecord) -> None:
