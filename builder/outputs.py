@@ -172,6 +172,8 @@ def _from_values(text: str, values: dict[str, str | None], annotations: dict[str
     )
     if output.oci_artifact and output.oci_media_types is False:
         raise UsageError('exporter option "oci-artifact=true" conflicts with "oci-mediatypes=false"')
+    if output.rewrite_timestamp and boolean(values.get("unpack", "false"), option="--output unpack"):
+        raise UsageError('exporter option "rewrite-timestamp" conflicts with "unpack"')
     leftover = [key for key in values if key not in _IGNORED]
     if leftover:
         raise UsageError(f"unknown --output key {leftover[0]!r} for type={output_type.value}")

@@ -127,7 +127,7 @@ class TtyRenderer:
         now = time.time()
         done = sum(step.ended is not None for step in self._steps.values())
         failed = any(step.error is not None for step in self._steps.values())
-        finished = " FINISHED" if final and not failed else ""
+        finished = " FINISHED" if final and not failed and done == len(self._steps) else ""
         header = f"[+] Building {now - self._begin:.1f}s ({done}/{len(self._steps)}){finished}"
         lines = [self._paint(header[: columns - 1], "31" if failed else "34" if finished else "")]
         for step in self._steps.values():
