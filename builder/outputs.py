@@ -53,6 +53,11 @@ class Output:
     oci_artifact: bool | None = None
     inline_attestations: bool | None = None
 
+    @property
+    def to_stdout(self) -> bool:
+        """True if the result itself goes to standard output, which then carries nothing else."""
+        return self.dest == "-" or (self.dest is None and self.type in (OutputType.OCI, OutputType.TAR))
+
 
 _TRUE, _FALSE = {"1", "t", "true", "yes", "on"}, {"0", "f", "false", "no", "off"}
 _IGNORED = {

@@ -224,7 +224,12 @@ class TarReader:
 
     def _check_sum(self, blanked: bytes, stored: bytes, total: int) -> None:
         offset = self.offset - BLOCK
-        expected = octal(stored, offset=offset)
+        try:
+            expected = octal(stored, offset=offset)
+        except InvalidTar:
+            if offset == 0:
+                raise InvalidTar("it doesn't begin with a tar header", offset=0) from None
+            raise
         if expected != total:
             signed = total - 256 * sum(byte > 127 for byte in blanked)  # some old writers added signed bytes
             if expected != signed:

@@ -92,7 +92,7 @@ class Reference:
         if not _HOST.match(host):
             raise InvalidReference(text, f"{host!r} is not a host name")
         if repository != repository.lower() and _PATH.match(repository.lower()):
-            raise InvalidReference(text, "repository name must be lowercase", hint=f"write {repository.lower()!r}")
+            raise InvalidReference(text, "repository name must be lowercase", hint=f"write {name.lower()!r}")
         if not _PATH.match(repository):
             hint = "remove the scheme: a reference is not a URL" if "://" in text else None
             raise InvalidReference(text, f"{repository!r} is not a repository name", hint=hint)

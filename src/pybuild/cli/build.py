@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from pybuild.errors import UsageError
@@ -28,7 +28,7 @@ from .build_values import (
 )
 from .cancelling import cancelling
 from .environment import Environment
-from .options import HIDDEN, Parser, existing_parent, key_value
+from .options import HIDDEN, Parser, as_usage, existing_parent, key_value
 
 if TYPE_CHECKING:
     from argparse import Namespace
@@ -200,8 +200,11 @@ def add_build_options(out: Parser) -> None:
     out.add_argument("-c", "--cpu-shares", help=HIDDEN)
     for name in ("memory-swap", "cpu-period", "cpu-quota", "cpuset-cpus", "cpuset-mems"):
         out.add_argument(f"--{name}", help=HIDDEN)
-    out.flag("--rm", help=HIDDEN)
-    out.flag("--force-rm", help=HIDDEN)
+    # What docker and buildx take and what has no meaning here: there is one builder, and nothing between the steps to be removed.
+    for name in ("builder", "isolation", "security-opt"):
+        out.add_argument(f"--{name}", action=many, default=[], help=HIDDEN)
+    for name in ("rm", "force-rm", "compress"):
+        out.flag(f"--{name}", help=HIDDEN)
 
 
 def build(arguments: list[str], environment: Environment) -> int:
@@ -267,7 +270,7 @@ def _write_results(result: BuildResult, options: Namespace) -> None:
         _write_file(options.iidfile, result.image_id or "")
     if options.metadata_file:
         _write_file(options.metadata_file, json.dumps(result.metadata, indent=2) + "\n")
-    if options.quiet and result.image_id and not any(output.dest == "-" for output in result.outputs):
+    if options.quiet and result.image_id and not any(output.to_stdout for output in result.outputs):
         print(result.image_id)
 
 
@@ -316,9 +319,9 @@ def request_from(options: Namespace, variables: Mapping[str, str]) -> BuildReque
     if options.load:
         outputs.append(Output(type=OutputType.IMAGE))
     check_outputs(outputs)
-    for output in outputs:
-        if output.dest and output.dest != "-" and output.type not in (OutputType.LOCAL,) and output.tar:
-            existing_parent(output.dest, option="--output")
+    _check_destinations(outputs)
+    for tag in options.tag:
+        _check_tag(tag)
     for option, path in (("--iidfile", options.iidfile), ("--metadata-file", options.metadata_file)):
         if path:
             existing_parent(path, option=option)
@@ -354,7 +357,7 @@ def request_from(options: Namespace, variables: Mapping[str, str]) -> BuildReque
         extra_hosts=parse_hosts(options.add_host),
         network=options.network,
         entitlements=parse_entitlements(options.allow, network=options.network),
-        shm_size=parse_size(options.shm_size) if options.shm_size else 0,
+        shm_size=as_usage(parse_size, options.shm_size, option="--shm-size") if options.shm_size else 0,
         ulimits=parse_ulimits(options.ulimit),
         cgroup_parent=options.cgroup_parent,
         resources=given_resources(options),
@@ -376,6 +379,34 @@ def request_from(options: Namespace, variables: Mapping[str, str]) -> BuildReque
         squash=options.squash,
         on_error=options.on_error,
     )
+
+
+def _check_destinations(outputs: Sequence[Output]) -> None:
+    """Refuse what couldn't be written at the end of the build. Raises UsageError."""
+    from pybuild.builder.outputs import OutputType
+
+    for output in outputs:
+        if output.to_stdout:
+            if sys.stdout.isatty():
+                raise UsageError(
+                    "refusing to write an archive to the terminal",
+                    hint=f"add dest=FILE to --output type={output.type.value}, or redirect",
+                )
+        elif output.dest is not None:
+            if output.type is not OutputType.LOCAL and output.tar:
+                existing_parent(output.dest, option="--output")
+            elif os.path.exists(output.dest) and not os.path.isdir(output.dest):
+                raise UsageError(f"--output {output.dest!r} is not a directory")
+
+
+def _check_tag(tag: str) -> None:
+    """Raises UsageError for what is no image name."""
+    from pybuild.builder.image_names import ImageName, InvalidImageName
+
+    try:
+        ImageName.parse(tag)
+    except InvalidImageName as error:
+        raise UsageError(f"invalid tag {tag!r}: {error.message}", hint=error.hint) from error
 
 
 def _check_caches(options: Namespace) -> None:

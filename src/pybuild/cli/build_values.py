@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 
 from pybuild.errors import UsageError
 
+from .options import as_usage
+
 if TYPE_CHECKING:
     from argparse import Namespace
 
@@ -40,13 +42,17 @@ def given_proxies(variables: Mapping[str, str], build_args: Mapping[str, str]) -
 
 
 def given_platforms(given: Sequence[str]) -> tuple[Platform, ...]:
-    """``--platform`` lists, each platform once. Raises InvalidPlatform."""
+    """``--platform`` lists, each platform once. Raises UsageError."""
     from pybuild.builder.platforms import parse_platform
     from pybuild.daemon.machine import host_platform
 
     default = host_platform()
     names = [name.strip() for text in given for name in text.split(",") if name.strip()]
-    return tuple(dict.fromkeys(parse_platform(name, default=default) for name in names))
+
+    def parse(name: str) -> Platform:
+        return parse_platform(name, default=default)
+
+    return tuple(dict.fromkeys(as_usage(parse, name, option="--platform") for name in names))
 
 
 def given_contexts(given: Sequence[str]) -> dict[str, str]:

@@ -155,6 +155,14 @@ def run(argv: list[str]) -> int:
         # The reader of our output went away (`pybuild images | head`): say nothing more, not even at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         return 141
+    except Exception as error:
+        if debug:
+            import traceback
+
+            traceback.print_exc()
+        from .report import report_unexpected
+
+        return report_unexpected(error)
 
 
 def _dispatch(command: str, arguments: list[str], options: dict[str, str]) -> int:

@@ -8,10 +8,10 @@ than a cached build's steps.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Final, TypeAlias
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Final, TypeAlias, TypeVar
 
-from pybuild.errors import UsageError
+from pybuild.errors import PybuildError, UsageError
 
 if TYPE_CHECKING:
     from argparse import Namespace
@@ -20,6 +20,8 @@ else:
 
 HIDDEN: Final = "==SUPPRESS=="
 """As ``help``: the option is not shown (argparse's own mark)."""
+
+Value = TypeVar("Value")
 
 Declared: TypeAlias = tuple[tuple[str, ...], Mapping[str, Any]]  # Any: what argparse's add_argument takes
 
@@ -176,8 +178,18 @@ def key_value(text: str, *, option: str) -> tuple[str, str]:
     return key, value
 
 
+def as_usage(parse: Callable[[str], Value], text: str, *, option: str) -> Value:
+    """What ``parse`` makes of an option's value; its errors as the UsageError that they are on a command line."""
+    try:
+        return parse(text)
+    except PybuildError as error:
+        raise UsageError(f"{option}: {error.message}", hint=error.hint) from error
+
+
 def existing_parent(path: str, *, option: str) -> str:
-    """``path`` if its directory exists, so that a result isn't lost at the end of a long build. Raises UsageError."""
+    """``path`` if a file can have that name, so that a result isn't lost at the end of a long build. Raises UsageError."""
+    if os.path.isdir(path):
+        raise UsageError(f"{option} {path!r} is a directory", hint="give the name of a file")
     parent = os.path.dirname(os.path.abspath(path))
     if not os.path.isdir(parent):
         raise UsageError(f"the directory of {option} {path!r} does not exist")

@@ -5,11 +5,12 @@ from __future__ import annotations
 import argparse
 import shutil
 from collections.abc import Sequence
+from difflib import get_close_matches
 from typing import NoReturn
 
 from pybuild.errors import UsageError
 
-from .options import Declared, InvalidBoolean, boolean
+from .options import HIDDEN, Declared, InvalidBoolean, boolean
 
 
 class Formatter(argparse.RawDescriptionHelpFormatter):
@@ -42,7 +43,10 @@ class ArgparseParser(argparse.ArgumentParser):
             allow_abbrev=False,
         )
         self._command = command
+        self._takes_any = any(settings.get("nargs") == "..." for _, settings in declared)
         for names, settings in declared:
+            if settings.get("help") == HIDDEN:
+                settings = {**settings, "help": argparse.SUPPRESS}  # which argparse knows by identity
             if settings.get("switch"):
                 self.add_argument(
                     *names,
@@ -62,6 +66,7 @@ class ArgparseParser(argparse.ArgumentParser):
 
     def parse(self, arguments: Sequence[str]) -> argparse.Namespace:
         """Parse; a switch never swallows the word after it. Raises UsageError."""
+        self._refuse_unknown(arguments)
         switches = {
             name
             for action in self._actions
@@ -75,6 +80,28 @@ class ArgparseParser(argparse.ArgumentParser):
                 break
             fixed.append(f"{word}=true" if word in switches and word.startswith("--") else word)
         return self.parse_args(_separate_short_switches(fixed, switches))
+
+    def _refuse_unknown(self, arguments: Sequence[str]) -> None:
+        """Name an option that there isn't before anything else is said of the line: it is what the user has to look at first."""
+        known = self._option_string_actions
+        words = iter(arguments)
+        for word in words:
+            if word == "--" or (self._takes_any and not word.startswith("-")):
+                return
+            if word == "-" or not word.startswith("-"):
+                continue
+            name = word.partition("=")[0] if word.startswith("--") else word[:2]
+            action = known.get(name)
+            if action is None:
+                raise UsageError(f"unknown option {name}", hint=self._remedy(name))
+            if action.nargs is None and word == name:
+                next(words, None)  # its value
+
+    def _remedy(self, name: str) -> str:
+        if name in ("--root", "--config", "--host", "-H", "--log-level", "--debug", "-D"):
+            return f"global options come before the command: pybuild {name} … {self._command}"
+        close = get_close_matches(name, [each for each in self._option_string_actions if each.startswith("--")], n=1)
+        return f"did you mean {close[0]}?" if close else f"see 'pybuild {self._command} --help'"
 
 
 def _separate_short_switches(arguments: list[str], switches: set[str]) -> list[str]:

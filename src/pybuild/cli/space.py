@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from pybuild.errors import UsageError
 
 from .environment import Environment
-from .options import Parser
+from .options import Parser, as_usage
 from .tables import human_age, human_size, print_rows, print_table
 from .templates import render
 
@@ -131,10 +131,16 @@ def prune(arguments: list[str], environment: Environment) -> int:
 
     policy = PrunePolicy(
         filters=tuple(UsageFilter.parse(text) for text in options.filter),
-        keep_duration_seconds=parse_duration(options.keep_duration) if options.keep_duration else 0.0,
-        max_used_bytes=parse_size(options.max_used) if options.max_used else 0,
-        reserved_bytes=parse_size(options.reserved_space) if options.reserved_space else 0,
-        min_free_bytes=parse_size(options.min_free_space) if options.min_free_space else 0,
+        keep_duration_seconds=as_usage(parse_duration, options.keep_duration, option="--keep-duration")
+        if options.keep_duration
+        else 0.0,
+        max_used_bytes=as_usage(parse_size, options.max_used, option="--max-used-space") if options.max_used else 0,
+        reserved_bytes=as_usage(parse_size, options.reserved_space, option="--reserved-space")
+        if options.reserved_space
+        else 0,
+        min_free_bytes=as_usage(parse_size, options.min_free_space, option="--min-free-space")
+        if options.min_free_space
+        else 0,
         all=options.all,
     )
     if not options.force and not options.dry_run and not _confirmed(options.all, options.images):

@@ -5,11 +5,10 @@ from __future__ import annotations
 from pybuild import __version__
 
 from .environment import Environment
+from .options import Parser
 
 
 def version(arguments: list[str], environment: Environment) -> int:
-    if arguments and arguments[0] in ("-h", "--help"):
-        print("Usage: pybuild version\n\nPrint the version of pybuild.")
-        return 0
+    Parser("version", usage="", description="Print the version of pybuild.").parse(arguments)
     print(f"pybuild {__version__}")
     return 0
