@@ -7,9 +7,11 @@ ends at once; what that leaves, the next start clears.
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 import signal
 from collections.abc import Callable, Mapping
+from typing import Final
 
 from aiohttp import web
 
@@ -19,6 +21,8 @@ from .api_server import LOG, Daemon, make_runner
 from .daemon_options import DaemonOptions
 from .engine import Engine
 from .settings import Settings
+
+_TIDY_SECONDS: Final = 15
 
 
 async def serve(
@@ -47,7 +51,9 @@ async def serve(
         await asyncio.to_thread(engine.executor.start)
         LOG.info("ready", extra={"addresses": ",".join(each.address for each in listening), "root": engine.store.root})
         notify(variables, f"READY=1\nMAINPID={os.getpid()}")
+        tidying = asyncio.create_task(_tidy(daemon))
         await daemon.stopping.wait()
+        tidying.cancel()
         LOG.info("stopping", extra={"running": daemon.work.running})
         notify(variables, "STOPPING=1")
         for site in sites:
@@ -58,6 +64,16 @@ async def serve(
         for each in listening:
             each.close()
         daemon.work.close()
+
+
+async def _tidy(daemon: Daemon) -> None:
+    """Collect cycles when nothing runs: what a build leaves would otherwise wait for the next ones to push it out."""
+    seen = 0
+    while True:
+        await asyncio.sleep(_TIDY_SECONDS)
+        if daemon.work.ended != seen and not daemon.work.running:
+            seen = daemon.work.ended
+            await daemon.work.call(gc.collect)
 
 
 async def _end(daemon: Daemon, options: DaemonOptions) -> None:

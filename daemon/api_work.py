@@ -129,12 +129,13 @@ class Job:
 
 
 class Work:
-    """Runs the engine's work for the event loop."""
+    """Runs the engine's work for the event loop. ``ended``: how many streams have ended so far."""
 
     def __init__(self) -> None:
         self._quick = ThreadPoolExecutor(_QUICK_THREADS, thread_name_prefix="api")
         self._long = ThreadPoolExecutor(_LONG_THREADS, thread_name_prefix="work")
         self._running: set[threading.Event] = set()
+        self.ended = 0
         self._lock = threading.Lock()
 
     @property
@@ -190,6 +191,7 @@ class Work:
         finally:
             with self._lock:
                 self._running.discard(cancel)
+                self.ended += 1
         return response
 
     async def _conclude(

@@ -27,12 +27,13 @@ from pybuild.builder.git_reference import parse_git_reference
 from pybuild.builder.outputs import OutputType
 from pybuild.builder.progress import StepDone, StepStarted
 from pybuild.errors import PybuildError, UsageError
+from pybuild.layers.entries import Kind
 from pybuild.layers.tar_write import write_tar
 from pybuild.values import dataclass, replace
 
 from .client import ended_early, final
 from .connection import Exchange
-from .context_listing import ListedPath, entries_to_send, list_view
+from .context_listing import ListedPath, entries_to_send, list_view, listing_text
 from .wire import WireError, dumps, loads
 
 if TYPE_CHECKING:
@@ -54,7 +55,8 @@ class _Listing:
     prefix: str = ""
 
     def to_wire(self) -> dict[str, Any]:  # Any: the JSON edge
-        return {"place": self.root, "prefix": self.prefix, "rows": [row.to_json() for row in self.rows]}
+        fresh = any(row.kind is Kind.FILE and not row.stamp for row in self.rows)
+        return {"place": self.root, "prefix": self.prefix, "rows": listing_text(self.rows), "fresh": fresh}
 
 
 class BuildCall:

@@ -5,6 +5,7 @@ Owns the rows, the walk that makes them and the check of rows that come from els
 
 from __future__ import annotations
 
+import json
 import os
 import time
 from collections.abc import Iterable, Sequence
@@ -48,6 +49,22 @@ class ListedPath:
                 return cls(path, _KINDS[letter], mode, size, mtime_ns, link, stamp)
             case _:
                 raise WireError("the list of the build context can't be understood")
+
+
+def listing_text(rows: Iterable[ListedPath]) -> str:
+    """The rows as one text, JSON in ASCII."""
+    return json.dumps([row.to_json() for row in rows], separators=(",", ":"))
+
+
+def rows_from(text: str) -> tuple[ListedPath, ...]:
+    """The rows of ``listing_text``. Raises WireError."""
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise WireError("the list of the build context can't be understood") from error
+    if not isinstance(value, list):
+        raise WireError("the list of the build context can't be understood")
+    return tuple(map(ListedPath.from_json, value))
 
 
 def list_view(view: FileView, *, also: Sequence[str] = (), now_ns: int | None = None) -> tuple[ListedPath, ...]:

@@ -23,7 +23,7 @@ from pybuild.layers.locks import try_lock_file
 from pybuild.layers.tar_read import TarReader
 from pybuild.layers.trees import remove_tree
 
-from .context_listing import ListedPath, checked
+from .context_listing import ListedPath, checked, listing_text
 from .wire import WireError
 
 _COPIES: Final = 16
@@ -37,6 +37,14 @@ class KeptContext:
         self._directory = directory
         self._index = directory / "index"
         self.root = directory / "tree"
+        self._changed: set[str] = set()
+
+    def is_current(self, text: str) -> bool:
+        """Whether the tree is just what the list ``text`` (see ``listing_text``) says: then there is nothing to do."""
+        try:
+            return self._index.read_text(encoding="ascii") == text
+        except (OSError, ValueError):
+            return False
 
     def missing(self, rows: Iterable[ListedPath]) -> list[ListedPath]:
         """Bring the tree to ``rows`` as far as it goes without content. Returns the files whose content is needed. Raises WireError."""
@@ -51,6 +59,9 @@ class KeptContext:
         needed: list[ListedPath] = []
         for path, row in wanted.items():
             before = known.get(path)
+            if before == row and (row.stamp or row.kind is not Kind.FILE):
+                continue  # nobody else writes here
+            self._changed.add(path)
             same = before is not None and before.kind is row.kind
             host = self._host(path)
             match row.kind:
@@ -60,7 +71,7 @@ class KeptContext:
                         os.mkdir(host, 0o700)
                 case Kind.FILE:
                     unchanged = same and before is not None and row.stamp and _content(before) == _content(row)
-                    if not unchanged or not _is(host, stat.S_ISREG) or os.lstat(host).st_size != row.size:
+                    if not unchanged or not _is(host, stat.S_ISREG):
                         needed.append(row)
                 case Kind.SYMLINK:
                     if not same or before is None or before.link != row.link or not _is(host, stat.S_ISLNK):
@@ -109,18 +120,21 @@ class KeptContext:
         """Links, modes and times; then the tree is what ``rows`` say."""
         listed = tuple(rows)
         for row in listed:
-            if row.kind is Kind.HARDLINK:
+            if row.kind is Kind.HARDLINK and (row.path in self._changed or row.link in self._changed):
+                self._changed.add(row.path)
                 self._remove(row.path)
                 os.link(self._host(row.link), self._host(row.path), follow_symlinks=False)
         # Deepest first: a directory's time is set when nothing below it changes any more.
         for row in reversed(listed):
+            if row.kind is not Kind.DIRECTORY and row.path not in self._changed:
+                continue
             host = self._host(row.path)
             if row.kind is not Kind.SYMLINK and os.lstat(host).st_mode & 0o7777 != row.mode:
                 os.chmod(host, row.mode)
             if os.lstat(host).st_mtime_ns != row.mtime_ns:
                 os.utime(host, ns=(row.mtime_ns, row.mtime_ns), follow_symlinks=False)
         draft = self._directory / "index.draft"
-        draft.write_text(json.dumps([row.to_json() for row in listed]), encoding="ascii")
+        draft.write_text(listing_text(listed), encoding="ascii")
         draft.replace(self._index)
 
     def _known(self) -> dict[str, ListedPath]:

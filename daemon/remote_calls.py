@@ -18,7 +18,7 @@ from pybuild.builder.progress import Event
 from pybuild.errors import UsageError
 from pybuild.values import dataclass, replace
 
-from .context_listing import ListedPath
+from .context_listing import rows_from
 from .kept_contexts import kept_context
 from .remote_values import BuildCauses, ImageHistory, PullSummary
 from .wire import WireError, dumps, frame
@@ -201,18 +201,20 @@ def _with_contexts(call: Call, request: BuildRequest, stack: ExitStack) -> Build
     open_trees = {}
     needed = {}
     for name, listing in listings.items():
-        rows = tuple(ListedPath.from_json(list(row)) for row in listing["rows"])
         tree = stack.enter_context(
             kept_context(remotes, client=str(call.arguments["client"]), place=str(listing["place"]))
         )
+        fresh = bool(listing["fresh"])
+        rows = None if not fresh and tree.is_current(str(listing["rows"])) else rows_from(str(listing["rows"]))
         open_trees[name] = (tree, rows)
-        needed[name] = tree.missing(rows)
+        needed[name] = [] if rows is None else tree.missing(rows)
     call.send(frame(b"N", dumps({name: tuple(row.path for row in rows) for name, rows in needed.items()})))
     named = dict(request.named_contexts)
     for name, (tree, rows) in open_trees.items():
         with _Section(call.body) as section:
             call.context_bytes += tree.fill(needed[name], section)
-        tree.finish(rows)
+        if rows is not None:
+            tree.finish(rows)
         if name == "":
             request = replace(request, context=str(tree.root), directory="/")
             if request.dockerfile is not None and call.arguments["dockerfile_inside"]:
