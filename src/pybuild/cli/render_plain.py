@@ -26,7 +26,7 @@ class _Step:
     number: int
     title: str
     started: float
-    partial: dict[int, bytes] = field(default_factory=dict)
+    partial: dict[int, bytearray] = field(default_factory=dict)
     transfers: dict[str, int] = field(default_factory=dict)
     ended: bool = False
 
@@ -89,17 +89,21 @@ class PlainRenderer:
         step = self._steps.get(event.step)
         if step is None:
             return
-        data = step.partial.pop(event.stream, b"") + event.data
-        *lines, rest = data.split(b"\n")
-        seconds = max(0.0, event.time - step.started)
-        for line in lines:
-            self._line(step, f"{seconds:.3f} {_printable(line)}".rstrip())
+        whole, newline, rest = event.data.rpartition(b"\n")
+        if newline:
+            beginning = step.partial.pop(event.stream, b"")
+            seconds = f"{max(0.0, event.time - step.started):.3f} "
+            shown = "\n".join([f"#{step.number} {seconds}{text}".rstrip() for text in _printable(beginning + whole)])
+            self._line(step, None)
+            self._stream.write(shown + "\n")
         if rest:
-            step.partial[event.stream] = rest
+            # Programs write megabytes without a newline: what is kept of a line only grows at its end.
+            step.partial.setdefault(event.stream, bytearray()).extend(rest)
 
     def _flush_partial(self, step: _Step, now: float) -> None:
         for data in step.partial.values():
-            self._line(step, f"{max(0.0, now - step.started):.3f} {_printable(data)}".rstrip())
+            for text in _printable(data):
+                self._line(step, f"{max(0.0, now - step.started):.3f} {text}".rstrip())
         step.partial.clear()
 
     def _progress(self, event: StepProgress) -> None:
@@ -136,7 +140,7 @@ class PlainRenderer:
         self._current = None
 
 
-def _printable(line: bytes) -> str:
-    text = line.rstrip(b"\r").decode("utf-8", "replace")
-    # A progress bar redraws its line with carriage returns; keep what a terminal would show last.
-    return text.rpartition("\r")[2] if "\r" in text else text
+def _printable(data: bytes | bytearray) -> list[str]:
+    """The lines of ``data``, for people: of a line that was drawn again after carriage returns (a progress bar), what a terminal shows last."""
+    lines = data.decode("utf-8", "replace").split("\n")
+    return [line.rstrip("\r").rpartition("\r")[2] for line in lines] if b"\r" in data else lines
