@@ -6,12 +6,11 @@ line, the daemon and Python callers all come through ``build``.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack
-from typing import TYPE_CHECKING, Any, BinaryIO, Protocol
+from contextlib import ExitStack
+from typing import TYPE_CHECKING, BinaryIO
 
 from pybuild.errors import Cancelled, PybuildError, UsageError
 from pybuild.layers.descriptor import Platform
@@ -20,120 +19,35 @@ from pybuild.layers.views import FileView
 from pybuild.parser import Dockerfile, parse
 from pybuild.parser.ast import Run
 from pybuild.parser.errors import DockerfileError, DockerfileSyntaxError
-from pybuild.values import dataclass, field, replace
+from pybuild.values import dataclass, replace
 
 from .assemble import BuiltImage
+from .build_parts import BuildParts as BuildParts
+from .build_parts import BuildResult as BuildResult
+from .build_warnings import warning_json
 from .check_rules import CheckSettings
 from .checks import CheckOptions, findings_before, findings_of_build
-from .contexts import ContextKind, ContextRemotes, OpenedContext, open_context
+from .contexts import ContextKind, OpenedContext, open_context
 from .contexts_named import NamedContexts, open_named_contexts, policed
-from .exec_settings import EntitlementRefused, ExecSettings, OnFailure
-from .exporters import Exporters, ExportParts
+from .exec_settings import EntitlementRefused, ExecSettings
+from .exporters import Exporters
 from .failure import BuildFailed
 from .frontend_choice import require_own_frontend
 from .graph import Network, Vertex
+from .internal_steps import InternalSteps
 from .lower import LoweredImage, LowerOptions, lower
 from .named_context import LocalContextRef, NamedContext
 from .outputs import Output, OutputType
-from .progress import BuildWarning, Progress, StepDone, StepProgress, StepStarted
-from .protocols import CacheIndex, Executor, ImageSource, Snapshots
-from .recording import BuildStore, Recording, previous_steps, subject_of
-from .request import BuildRequest, GraphDefinition, SshSource
+from .progress import BuildWarning, Progress
+from .recording import Recording, previous_steps, subject_of
+from .request import BuildRequest, GraphDefinition
 from .solver import Prediction, Result, Solver
 from .solver_steps import Step, StepReport
-from .source_date_epoch import EpochSource
 from .why import Explainer
 
 if TYPE_CHECKING:
     from .attest import Attester, Inputs
     from .cache_build import BuildCaches
-
-
-class LayerTimes(Protocol):
-    """Tells when layers were made."""
-
-    def created(self, stack: Sequence[Digest]) -> tuple[float, ...]:
-        """Seconds since the epoch, one for each layer of ``stack``."""
-
-
-class SshAgents(Protocol):
-    """Makes the agents' sockets that steps are connected to."""
-
-    def serve(self, sources: Sequence[SshSource]) -> AbstractContextManager[Mapping[str, str]]:
-        """Sockets of this machine by id, until the context ends. Raises PybuildError for what is neither a socket nor a key."""
-
-
-class RecordedRecipes(Protocol):
-    """Tells what went into finished steps."""
-
-    def recipe_of(self, key: str) -> str | None: ...
-
-    def evicted(self, key: str) -> float | None: ...
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class BuildParts:
-    """The concrete parts that a build runs on. ``preload`` loads what the stat index knows
-    below a directory; ``platform``: this machine's; ``scratch``: a directory for unpacked contexts; ``clock``
-    gives seconds since the epoch; ``entitlements``: what the configuration permits; ``nonce``: a text that was never given before;
-    ``provenance_environment``: what the configuration adds to provenance; ``caches``: those that lie elsewhere, None without any;
-    ``on_failure``: what is done with a failed process; ``cold``: no step can be cached."""
-
-    executor: Executor
-    snapshots: Snapshots
-    cache: CacheIndex
-    images: ImageSource
-    remotes: ContextRemotes
-    epochs: EpochSource
-    exports: ExportParts
-    builds: BuildStore
-    recipes: RecordedRecipes
-    layer_times: LayerTimes
-    ssh: SshAgents
-    preload: Callable[[str], object]
-    platform: Platform
-    scratch: str
-    clock: Callable[[], float]
-    nonce: Callable[[], str]
-    max_parallelism: int
-    entitlements: frozenset[str]
-    cold: bool = False
-    provenance_environment: Mapping[str, Any] = field(default_factory=dict)  # Any: JSON from the configuration
-    caches: BuildCaches | None = None
-    on_failure: OnFailure | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class BuildResult:
-    """What a build gave. ``image_id``: the image's configuration digest (of the index with several platforms), None where no image was
-    made; ``metadata``: buildx's ``--metadata-file`` content; ``outputs``: what was asked for, defaults filled in."""
-
-    ref: str
-    image_id: str | None
-    metadata: Mapping[str, Any]  # Any: the JSON edge
-    outputs: tuple[Output, ...]
-    warnings: tuple[BuildWarning, ...] = ()
-    images: tuple[BuiltImage, ...] = ()
-
-
-@dataclass(slots=True)
-class _Steps:
-    """Emits the events of steps that aren't vertices."""
-
-    progress: Progress
-    clock: Callable[[], float]
-    names: dict[str, str] = field(default_factory=dict)
-
-    def begin(self, title: str) -> str:
-        step = f"sha256:{hashlib.sha256(title.encode()).hexdigest()}"
-        self.progress.emit(StepStarted(step, title, self.clock()))
-        return step
-
-    def count(self, step: str, id: str, amount: int) -> None:
-        self.progress.emit(StepProgress(step, id, amount, amount, True, self.clock()))
-
-    def end(self, step: str, error: PybuildError | None = None) -> None:
-        self.progress.emit(StepDone(step, self.clock(), error=None if error is None else error.message))
 
 
 def build(
@@ -187,7 +101,7 @@ class _Build:
         self._progress = progress
         self._cancel = cancel
         self._stdout = stdout
-        self._steps = _Steps(progress, parts.clock)
+        self._steps = InternalSteps(progress, parts.clock)
         self._warnings: dict[tuple[str, str, tuple[int, int] | None], BuildWarning] = {}
         self._dockerfile: Dockerfile | None = None
         self._reports: Sequence[StepReport] = ()
@@ -263,7 +177,7 @@ class _Build:
         metadata = {**report.metadata, **exported, **({} if attested is None else attested.metadata)}
         warnings = tuple(self._warnings.values())
         if warnings:
-            metadata["buildx.build.warnings"] = [_warning_json(warning, self._dockerfile) for warning in warnings]
+            metadata["buildx.build.warnings"] = [warning_json(warning, self._dockerfile) for warning in warnings]
         metadata["buildx.build.ref"] = f"default/default/{self._recording.ref}"
         return BuildResult(self._recording.ref, report.image_id, metadata, outputs, warnings, images)
 
@@ -569,26 +483,3 @@ class _Caching:
         sent = self.caches.export(reports=self.reports, results=self._results, bases=self._bases)
         # As text, like BuildKit's response has it.
         return {} if sent is None else {"cache.manifest": json.dumps(sent.to_json(), separators=(",", ":"))}
-
-
-def _warning_json(warning: BuildWarning, dockerfile: Dockerfile | None) -> dict[str, Any]:  # Any: the JSON edge
-    """A warning as buildx's metadata file has it; texts are bytes there, and so in base 64."""
-    import base64
-
-    def encoded(text: str) -> str:
-        return base64.b64encode(text.encode("utf-8", "surrogateescape")).decode("ascii")
-
-    short = f"{warning.rule}: {warning.message}" if warning.rule else warning.message
-    out: dict[str, Any] = {"level": 1, "short": encoded(short)}
-    if warning.detail:
-        out["detail"] = [encoded(warning.detail)]
-    if warning.url:
-        out["url"] = warning.url
-    if warning.lines and dockerfile is not None:
-        out["sourceInfo"] = {
-            "filename": dockerfile.filename,
-            "data": encoded(dockerfile.text),
-            "language": "Dockerfile",
-        }
-        out["range"] = [{"start": {"line": warning.lines[0]}, "end": {"line": warning.lines[1]}}]
-    return out
