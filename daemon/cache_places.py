@@ -21,6 +21,7 @@ from pybuild.layers.descriptor import (
     DOCKER_MANIFEST,
     INDEX_TYPES,
     OCI_CONFIG,
+    OCI_EMPTY,
     OCI_MANIFEST,
     Descriptor,
 )
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
     from pybuild.registry_client.client import Repository
 
 DOCUMENT_BYTES: Final = 256 << 20
+EMPTY_JSON: Final = b"{}"
 _INDEX_DEPTH: Final = 3
 _CHUNK_BYTES: Final = 1 << 20
 _BUILDKIT_TYPE: Final = "application/vnd.buildkit.cacheconfig.v0"
@@ -79,11 +81,12 @@ class CachePlace(Protocol):
 
 
 def manifest_of(document: bytes, layers: Sequence[Descriptor], *, oci: bool, config_type: str = CONFIG_TYPE) -> bytes:
-    """The manifest under which a document and its layers are kept."""
+    """The manifest under which a document and its layers are kept. There is always a layer: some registries refuse manifests without."""
+    blobs = layers or (Descriptor(OCI_EMPTY, Digest.of(EMPTY_JSON), len(EMPTY_JSON)),)
     return Manifest(
         config=Descriptor(config_type, Digest.of(document), len(document)),
         layers=tuple(
-            Descriptor(layer_media_type(layer.media_type, oci=oci), layer.digest, layer.size) for layer in layers
+            Descriptor(layer_media_type(layer.media_type, oci=oci), layer.digest, layer.size) for layer in blobs
         ),
         media_type=OCI_MANIFEST if oci else DOCKER_MANIFEST,
     ).to_bytes()
@@ -193,7 +196,10 @@ class RegistryPlace:
             self._registries.client,
             self._repository.reference,
             descriptor,
-            WithDocuments(blobs, {Digest.of(document): document, descriptor.digest: data}),
+            WithDocuments(
+                blobs,
+                {Digest.of(document): document, descriptor.digest: data, Digest.of(EMPTY_JSON): EMPTY_JSON},
+            ),
             mount_from=same_registry(self._text, self._siblings),
             cancel=self._cancel,
         )
@@ -262,6 +268,8 @@ class LayoutPlace:
         data = manifest_of(document, layers, oci=oci, config_type=config_type)
         descriptor = Descriptor(OCI_MANIFEST if oci else DOCKER_MANIFEST, target.write(data), len(data))
         target.write(document)
+        if not layers:
+            target.write(EMPTY_JSON)
         write_layout_directory([ExportedImage(descriptor, (self._reference,))], self._path, blobs=target)
         self._tidy(target, config_type)
         return Saved(descriptor, bytes_sent=sent)

@@ -14,6 +14,7 @@ import hashlib
 import json
 import queue
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING, Final
@@ -35,7 +36,7 @@ from pybuild.layers.image import Manifest
 from pybuild.values import dataclass, replace
 
 from .cache_layers import BlobForm, CacheLayers
-from .cache_places import WithDocuments
+from .cache_places import EMPTY_JSON, WithDocuments
 from .registries import Registries
 
 if TYPE_CHECKING:
@@ -44,11 +45,11 @@ if TYPE_CHECKING:
 
 _PARALLEL_QUESTIONS: Final = 8
 _SENDERS: Final = 4
-_EMPTY_JSON: Final = b"{}"
 _FACT: Final = "cache-repo"
 _SENT_SECONDS: Final = 86400.0
 _RECIPE_BYTES: Final = 256 << 10
 _DRAIN_SECONDS: Final = 5.0
+_POLL_SECONDS: Final = 0.1
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +81,7 @@ class StepRepository:
         self._aliases = aliases
         self._on_trouble = on_trouble
         self._cancel = cancel
+        self._halt = threading.Event()
         self._broken = False
         self._found = False
         self._nothing_there = False
@@ -179,19 +181,22 @@ class StepRepository:
         self._queue.put(_Job(step, base))
 
     def finish(self) -> None:
-        """Wait until all is sent; a cancelled build waits only a moment."""
+        """Wait until all is sent; a cancelled build waits only a moment: what has ended shall not be lost, but nobody wants to wait."""
         for _ in self._threads:
             self._queue.put(None)
+        deadline: float | None = None
         for thread in self._threads:
             while thread.is_alive():
-                thread.join(_DRAIN_SECONDS)
+                thread.join(_POLL_SECONDS)
                 if self._cancel.is_set():
-                    break
+                    deadline = deadline or time.monotonic() + _DRAIN_SECONDS
+                    if time.monotonic() >= deadline:
+                        self._halt.set()
         self._threads.clear()
 
     def _send_all(self) -> None:
         while (job := self._queue.get()) is not None:
-            if self._broken:
+            if self._broken or self._halt.is_set():
                 continue
             try:
                 self._send(job)
@@ -216,13 +221,13 @@ class StepRepository:
         for layer in layers:
             assert layer.blob is not None
             self._upload(layer.blob)
-        self._upload(Descriptor(OCI_EMPTY, Digest.of(_EMPTY_JSON), len(_EMPTY_JSON)))
+        self._upload(Descriptor(OCI_EMPTY, Digest.of(EMPTY_JSON), len(EMPTY_JSON)))
         aliases = self._aliases(record.key)
         text = _annotation(replace(step, aliases=aliases), layers)
         manifest = Manifest(
-            config=Descriptor(OCI_EMPTY, Digest.of(_EMPTY_JSON), len(_EMPTY_JSON)),
+            config=Descriptor(OCI_EMPTY, Digest.of(EMPTY_JSON), len(EMPTY_JSON)),
             layers=tuple(layer.blob for layer in layers if layer.blob is not None)
-            or (Descriptor(OCI_EMPTY, Digest.of(_EMPTY_JSON), len(_EMPTY_JSON)),),
+            or (Descriptor(OCI_EMPTY, Digest.of(EMPTY_JSON), len(EMPTY_JSON)),),
             media_type=OCI_MANIFEST,
             annotations={STEP_ANNOTATION: text},
             artifact_type=STEP_TYPE,
@@ -252,9 +257,9 @@ class StepRepository:
             from pybuild.registry_client.transfers import Stop
             from pybuild.registry_client.uploads import BlobUpload
 
-            source = WithDocuments(self._store.blobs, {Digest.of(_EMPTY_JSON): _EMPTY_JSON})
+            source = WithDocuments(self._store.blobs, {Digest.of(EMPTY_JSON): EMPTY_JSON})
             # What is here only by name came from this registry: then it is there already, and nothing is read.
-            done = BlobUpload(self._connected(), blob, source=source, stop=Stop(self._cancel)).run()
+            done = BlobUpload(self._connected(), blob, source=source, stop=Stop(self._halt)).run()
             with self._guard:
                 self.sent_bytes += done.bytes_sent
         except BaseException as error:

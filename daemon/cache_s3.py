@@ -114,7 +114,7 @@ class S3Place:
     def _try(self, call: Callable[[Any], T]) -> T | None:  # Any: boto3
         """What ``call`` gives; None if there is no such object. Raises S3Failed."""
         client = self._connected()
-        from botocore.exceptions import (  # type: ignore[import-untyped]  # boto3 has no types
+        from botocore.exceptions import (  # type: ignore[import-untyped,import-not-found,unused-ignore]  # no types, or not installed
             BotoCoreError,
             ClientError,
         )
@@ -132,8 +132,8 @@ class S3Place:
     def _connected(self) -> Any:  # Any: boto3
         if self._client is None:
             try:
-                import boto3  # type: ignore[import-untyped]  # boto3 has no types
-                from botocore.config import Config  # type: ignore[import-untyped]  # boto3 has no types
+                import boto3  # type: ignore[import-untyped,import-not-found,unused-ignore]  # no types, or not installed
+                from botocore.config import Config  # type: ignore[import-untyped,import-not-found,unused-ignore]  # no types, or not installed
             except ImportError as error:
                 raise S3Failed("caches in S3 need boto3", hint="pip install 'pybuild[s3]'") from error
             style = {"addressing_style": "path"} if self._bucket.use_path_style else {}

@@ -266,6 +266,43 @@ def test_a_failed_build_leaves_its_steps_to_the_next_machine(registry, machine, 
     assert ran(done.stderr) == ["RUN true"]
 
 
+def test_a_terminated_build_leaves_its_steps_to_the_next_machine(registry, machine, tmp_path) -> None:  # type: ignore[no-untyped-def]
+    context = tmp_path / "terminated"
+    context.mkdir()
+    (context / "Dockerfile").write_text(
+        "FROM busybox\nRUN date +%N > /a\nRUN head -c 3000000 /dev/urandom > /b\nRUN sleep 60\n"
+    )
+    here = machine()
+    repo = f"{registry}/terminated"
+    process = subprocess.Popen(
+        [sys.executable, "-m", "pybuild", "--root", str(here.root), "build", "--progress=plain", f"--cache-repo={repo}", str(context)],
+        stderr=subprocess.PIPE, text=True, env={**os.environ, **here.variables},
+    )  # fmt: skip
+    assert process.stderr is not None
+    for line in process.stderr:
+        if "RUN sleep" in line:
+            break
+    process.terminate()
+    process.communicate(timeout=30)
+    (context / "Dockerfile").write_text(
+        "FROM busybox\nRUN date +%N > /a\nRUN head -c 3000000 /dev/urandom > /b\nRUN true\n"
+    )
+    done = machine().run("build", "--progress=plain", f"--cache-repo={repo}", str(context))
+    assert ran(done.stderr) == ["RUN true"]
+
+
+@pytest.mark.parametrize("kind", ["registry", "local"])
+def test_a_build_without_steps_has_an_empty_cache(kind, registry, machine, tmp_path) -> None:  # type: ignore[no-untyped-def]
+    context = tmp_path / "empty"
+    context.mkdir()
+    (context / "Dockerfile").write_text("FROM busybox\n")
+    place = {"registry": f"type=registry,ref={registry}/empty:1", "local": f"type=local,dest={tmp_path}/e"}[kind]
+    done = machine().run("build", "--progress=plain", f"--cache-to={place}", str(context))
+    assert "warning" not in done.stderr
+    done = machine().run("build", "--progress=plain", f"--cache-from={place.replace('dest=', 'src=')}", str(context))
+    assert "warning" not in done.stderr
+
+
 def test_what_a_store_has_already_is_sent_to_a_new_repository(registry, machine, build) -> None:  # type: ignore[no-untyped-def]
     here = machine()
     first, _ = build(here)
