@@ -145,7 +145,7 @@ def path_differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str
     out = [
         _path(path, before[path], after[path])
         for path in sorted(before)
-        if path in after and before[path] != after[path]
+        if path in after and before[path] != after[path] and not _same_root(before[path], after[path])
     ]
     added = [path for path in sorted(after) if path not in before]
     removed = [path for path in sorted(before) if path not in after]
@@ -159,6 +159,11 @@ def path_differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str
     out += [f"{path} was added" for path in added]
     out += [f"{path} was removed" for path in removed]
     return out
+
+
+def _same_root(old: str, new: str) -> bool:
+    """Whether a directory was copied as a root, so that its attributes count for nothing, before or after."""
+    return {old.partition(" ")[0], new.partition(" ")[0]} == {"directory"} == {min(old, new)}
 
 
 def _path(path: str, old: str, new: str) -> str:

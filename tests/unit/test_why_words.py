@@ -99,6 +99,7 @@ def test_each_difference_has_its_words(changes: dict[str, Any], expected: str) -
         ({"a": "file 644 x"}, {"b": "file 644 y"}, ["b was added", "a was removed"]),
         ({"a": "symlink x"}, {"a": "symlink y"}, ["a changed (link target)"]),
         ({"a": "file 644 x"}, {"a": "directory 755"}, ["a was a file, is a directory"]),
+        ({"a": "directory 755", "b": "directory"}, {"a": "directory", "b": "directory 700"}, []),
     ],
 )
 def test_each_change_of_a_file_has_its_words(
