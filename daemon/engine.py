@@ -18,7 +18,6 @@ from pybuild import __version__
 from pybuild.errors import PybuildError, UsageError
 from pybuild.layers.descriptor import Platform
 from pybuild.layers.digest import Digest
-from pybuild.layers.images import Removal
 from pybuild.layers.store import Store
 from pybuild.values import dataclass, replace
 
@@ -352,16 +351,6 @@ class Engine(StoreQueries):
         """Give a local image another name. Raises ImageNotFound, InvalidReference."""
         image = self.find_image(source)
         self.store.images.tag(image.descriptor.digest, canonical_tag(target))
-
-    def remove_image(self, name: str, *, force: bool, keep_layers: bool = False) -> Removal:
-        """Take a name away, and the image with its last one; what nothing needs then is freed, unless ``keep_layers`` leaves that to the
-        next collection. Raises ImageNotFound, ImageInUse."""
-        removal = self.store.images.remove(*lookups(name), force=force)
-        if removal.deleted and not keep_layers:
-            from pybuild.layers.gc import Collector
-
-            Collector(self.store).collect()
-        return removal
 
     def tags_of(self, name: str) -> list[str]:
         """All local names of a repository. Raises UsageError if there is none."""
