@@ -8,8 +8,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from pybuild.errors import UsageError
-from pybuild.layers.images import ImageNotFound, StoredImage
+from pybuild.layers.images import ImageInUse, ImageNotFound, Removal, StoredImage
 from pybuild.layers.store import Store
+from pybuild.values import replace
 
 from .image_list import ImageFilter, image_rows, inspect_image, lookups
 
@@ -50,6 +51,29 @@ class StoreQueries:
         if part is None:
             raise UsageError(f"{name} holds no image for any platform")
         return ImageHistory(part.config, self.store.images.history(part))
+
+    def remove_image(self, name: str, *, force: bool, keep_layers: bool = False) -> Removal:
+        """Take a name away, and the image with its last one; what nothing needs then is freed, unless ``keep_layers`` leaves that to the
+        next collection. An ID stands for all that have it. Raises ImageNotFound, ImageInUse."""
+        images = self.store.images
+        image = self.find_image(name)
+        by_id = not set(lookups(name)) & set(image.names)
+        others = images.with_config(image.id()) if by_id else ()
+        if by_id and not force and sum("@" not in tag for each in others for tag in each.names) > 1:
+            raise ImageInUse(name, reason="image is referenced in multiple repositories", forceable=True)
+        removal = images.remove(*lookups(name), force=force)
+        if not removal.deleted:
+            return removal
+        # The same image under other manifests (its layers compressed or not): without a name, or meant by the ID.
+        untagged = list(removal.untagged)
+        for other in images.with_config(removal.deleted[0]):
+            if (by_id or not other.names) and images.discard(other):
+                untagged += other.names
+        if not keep_layers:
+            from pybuild.layers.gc import Collector
+
+            Collector(self.store).collect()
+        return replace(removal, untagged=tuple(untagged))
 
     # --- space -------------------------------------------------------------------------------------------------------
 

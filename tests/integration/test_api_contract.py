@@ -341,3 +341,21 @@ def test_several_names_of_an_image_conflict_with_its_removal_by_id(daemon: Runni
     assert (refused.status, refused.json()["message"].startswith("conflict: unable to delete")) == (409, True)
     removed = daemon.request("DELETE", f"/images/{identifier[7:19]}?force=1").json()
     assert removed == [{"Untagged": "full:1"}, {"Untagged": "full:2"}, {"Deleted": identifier}]
+
+
+def test_an_image_that_was_pushed_and_built_again_is_one_image(daemon: RunningDaemon, registry: str) -> None:
+    name = f"{registry}/again/app:1"
+    files = {"Dockerfile": "FROM busybox\nRUN echo again > /a\n"}
+    daemon.build(files, t=name)
+    daemon.request("POST", f"/images/{name[:-2]}/push", query={"tag": "1"})
+    daemon.build(files, t="again:2")
+    identifier = daemon.request("GET", "/images/again:2/json").json()["Id"]
+    listed = [row for row in daemon.request("GET", "/images/json").json() if row["Id"] == identifier]
+    assert [sorted(row["RepoTags"]) for row in listed] == [sorted(["again:2", name])]
+    assert sorted(daemon.request("GET", f"/images/{identifier}/json").json()["RepoTags"]) == sorted(["again:2", name])
+    assert daemon.request("DELETE", f"/images/{identifier}").status == 409
+    removed = daemon.request("DELETE", f"/images/{identifier}?force=1").json()
+    assert {"Untagged": "again:2"} in removed
+    assert {"Untagged": name} in removed
+    assert removed.count({"Deleted": identifier}) == 1
+    assert daemon.request("GET", f"/images/{identifier}/json").status == 404
