@@ -131,7 +131,11 @@ class Explainer:
         if not old:
             when = self._evicted(before.key)
             return [_evicted_text(when)] if when is not None else ["what it was made from last time is no longer known"]
-        return self._compare(json.loads(old), json.loads(recipe)) or ["its inputs changed"]
+        try:
+            return self._compare(json.loads(old), json.loads(recipe)) or ["its inputs changed"]
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+            # Recipes of other machines come over a cache: whatever is in them, no build fails because of it.
+            return ["what it was made from last time can't be read"]
 
     def _before(self, vertex: Vertex) -> PreviousStep | None:
         from .why_match import matches

@@ -10,13 +10,21 @@ import hashlib
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, BinaryIO, Protocol
+from typing import TYPE_CHECKING, BinaryIO, Final, Protocol
 
 from pybuild.builder.cache_format import CachedLayer
 from pybuild.errors import Cancelled, PybuildError
 from pybuild.layers.blobs import BlobCorrupt
 from pybuild.layers.compression import Compression, decompressed
-from pybuild.layers.descriptor import Descriptor
+from pybuild.layers.descriptor import (
+    DOCKER_LAYER,
+    DOCKER_LAYER_GZIP,
+    DOCKER_LAYER_ZSTD,
+    OCI_LAYER,
+    OCI_LAYER_GZIP,
+    OCI_LAYER_ZSTD,
+    Descriptor,
+)
 from pybuild.layers.digest import Digest
 from pybuild.layers.entries import Layer
 from pybuild.layers.layer_index import LayerBlob
@@ -26,6 +34,12 @@ if TYPE_CHECKING:
     from pybuild.layers.layer_compressor import LayerCompressor
     from pybuild.layers.snapshots import SnapshotStore
     from pybuild.layers.store import Store
+
+
+_EMPTY_TAR_BYTES: Final = 1024  # two zero blocks
+_LAYER_TYPES: Final = frozenset(
+    {OCI_LAYER, OCI_LAYER_GZIP, OCI_LAYER_ZSTD, DOCKER_LAYER, DOCKER_LAYER_GZIP, DOCKER_LAYER_ZSTD}
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,11 +135,13 @@ class CacheLayers:
         """
         if layer.blob is None:
             raise PybuildError(f"nobody says where the layer {layer.diff_id} is")
+        if layer.blob.media_type not in _LAYER_TYPES:
+            raise PybuildError(f"{layer.blob.digest} is said to be {layer.blob.media_type[:100]!r}, which is no layer")
         with self._only(layer.diff_id):
             if self.has(layer.diff_id):
                 return 0
             received = self._download(layer.blob, place)
-            self._verify(layer, layer.blob, stack, unpack)
+            found = self._verified(layer, layer.blob, stack, unpack)
             blob = LayerBlob(
                 layer.blob.digest,
                 layer.blob.size,
@@ -133,9 +149,7 @@ class CacheLayers:
                 Compression.of_media_type(layer.blob.media_type).value,
                 layer.level,
             )
-            self._store.layers.register(
-                Layer(layer.diff_id, layer.size, empty=layer.empty), blob=blob, created=layer.created
-            )
+            self._store.layers.register(found, blob=blob, created=layer.created)
             return received
 
     @contextmanager
@@ -156,15 +170,14 @@ class CacheLayers:
             ingest.commit()
         return blob.size
 
-    def _verify(self, layer: CachedLayer, blob: Descriptor, stack: Sequence[Digest], unpack: bool) -> None:
+    def _verified(self, layer: CachedLayer, blob: Descriptor, stack: Sequence[Digest], unpack: bool) -> Layer:
         """See that the blob is the layer's, by unpacking it where that is needed anyway. Raises BlobCorrupt, WrongDiffId."""
         if blob.digest == layer.diff_id:
-            return
+            return Layer(layer.diff_id, blob.size, empty=blob.size <= _EMPTY_TAR_BYTES)
         if unpack:
             try:
                 with self._store.blobs.open(blob.digest) as content:
-                    self._snapshots.unpack_stream(stack, content)
-                return
+                    return self._snapshots.unpack_stream(stack, content)
             except (Cancelled, BlobCorrupt):
                 raise
             except PybuildError:
@@ -176,8 +189,9 @@ class CacheLayers:
             while chunk := stream.next_chunk():
                 hasher.update(chunk)
                 size += len(chunk)
-        if hasher.hexdigest() != layer.diff_id.hex or size != layer.size:
+        if hasher.hexdigest() != layer.diff_id.hex:
             raise BlobCorrupt(blob.digest, what=f"it does not hold the layer {layer.diff_id}")
+        return Layer(layer.diff_id, size, empty=size <= _EMPTY_TAR_BYTES)
 
 
 class BlobsOnDemand:

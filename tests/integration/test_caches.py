@@ -376,6 +376,47 @@ def test_rubbish_is_no_cache(machine, build, registry, context) -> None:  # type
     assert len(ran(output)) == STEPS
 
 
+@pytest.mark.parametrize("damage", ["recipe", "media type", "diff ID", "size", "own"])
+def test_a_document_that_lies_fails_nothing(damage, machine, context, build, tmp_path) -> None:  # type: ignore[no-untyped-def]
+    """Everything in it is somebody else's word."""
+    cache = tmp_path / "cache"
+    build(machine(), f"--cache-to=type=local,dest={cache},mode=max")
+    blobs = cache / "blobs/sha256"
+    index = json.loads((cache / "index.json").read_text())
+    manifest = json.loads((blobs / index["manifests"][0]["digest"].partition(":")[2]).read_text())
+    document = json.loads((blobs / manifest["config"]["digest"].partition(":")[2]).read_text())
+    first, second = document["layers"][0], document["layers"][1]
+    match damage:
+        case "recipe":
+            for step in document["steps"]:
+                step["recipe"] = "[1"
+        case "media type":
+            for layer in document["layers"]:
+                layer["blob"]["mediaType"] = "text/plain"
+        case "diff ID":
+            first["blob"], second["blob"] = second["blob"], first["blob"]
+        case "size":
+            first["size"] += 1
+        case "own":
+            document["steps"][0]["own"] = 99
+
+    def put(value: object, like: dict[str, object]) -> None:
+        data = json.dumps(value).encode()
+        like["digest"], like["size"] = f"sha256:{hashlib.sha256(data).hexdigest()}", len(data)
+        (blobs / str(like["digest"]).partition(":")[2]).write_bytes(data)
+
+    put(document, manifest["config"])
+    put(manifest, index["manifests"][0])
+    (cache / "index.json").write_text(json.dumps(index))
+    if damage == "recipe":
+        (context / "src/app.py").write_text("print(2)")
+    _, output = build(machine(), f"--cache-from=type=local,src={cache}")
+    expected = {"recipe": 2, "media type": STEPS, "own": STEPS}.get(damage)
+    assert (ran(output) == []) is (damage == "size"), "sizes are looked up in the layer itself"
+    assert expected is None or len(ran(output)) == expected
+    assert (f" - cache {cache}: " in output) is (damage not in ("recipe", "size"))
+
+
 def test_a_cache_of_buildkit_is_told_apart(machine, build, tmp_path) -> None:  # type: ignore[no-untyped-def]
     """Made by hand: the same container with the other document."""
     blobs = tmp_path / "theirs/blobs/sha256"

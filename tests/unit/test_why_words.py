@@ -159,3 +159,10 @@ def test_a_step_that_failed_last_time_says_so() -> None:
 def test_nothing_is_known_of_a_first_build() -> None:
     (only,) = vertices("RUN a")
     assert Explainer(list).causes(only, "{}", key="k", forced=False) == ["first build here"]
+
+
+@pytest.mark.parametrize("recipe", ["{", "[]", "7", '{"op": 5}', '{"op": {"type": "run", "mounts": 7}, "seen": []}'])
+def test_whatever_a_cache_says_fails_no_build(recipe: str) -> None:
+    (only,) = vertices("RUN a")
+    old = [PreviousStep("build", "RUN a", only.note.title, "k", recipe)]
+    assert Explainer(lambda: old).causes(only, json.dumps(run()), key="other", forced=False)
