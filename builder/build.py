@@ -38,6 +38,7 @@ from .internal_steps import InternalSteps
 from .lower import LoweredImage, LowerOptions, lower
 from .named_context import LocalContextRef, NamedContext
 from .outputs import Output, OutputType
+from .platforms import normalize_platform
 from .progress import BuildWarning, Progress
 from .recording import Recording, previous_steps, subject_of
 from .request import BuildRequest, GraphDefinition
@@ -194,7 +195,7 @@ class _Build:
         named = open_named_contexts(request.named_contexts, directory=request.directory)
         if request.source_policy is not None:
             named = policed(named, request.source_policy, main=opened.kind is ContextKind.LOCAL)
-        platforms = request.platforms or (parts.platform,)
+        platforms = self._platforms()
         self._settings = CheckSettings.of(dockerfile, request.build_args)
         self._check(dockerfile, opened, platforms[0])
         try:
@@ -212,11 +213,15 @@ class _Build:
 
         return _Plan(lowered, {"context": opened.view, **named.views}, inputs)
 
+    def _platforms(self) -> tuple[Platform, ...]:
+        """What to build for, each once, under the names that TARGETPLATFORM and the like have: linux/arm is linux/arm/v7."""
+        return tuple(dict.fromkeys(map(normalize_platform, self._request.platforms))) or (self._parts.platform,)
+
     def _plan_graph(self, definition: GraphDefinition) -> _Plan:
         request = self._request
         epoch = {} if request.source_date_epoch is None else {"SOURCE_DATE_EPOCH": request.source_date_epoch}
         options = self._lower_options({**epoch, **request.build_args}, contexts={})
-        platforms = request.platforms or (self._parts.platform,)
+        platforms = self._platforms()
         lowered = [definition.lower(replace(options, platform=platform)) for platform in platforms]
 
         def inputs() -> Inputs:
