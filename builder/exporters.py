@@ -288,7 +288,9 @@ class Exporters:
             for position, image in enumerate(images):
                 where = root / _folder(image.platform) if self._split(output, images) else root
                 with self._parts.snapshots.view(image.stack) as view:
-                    export_directory(view, where, owner=self._parts.owner, epoch=self._epoch_of(output))
+                    export_directory(
+                        view, where, owner=self._parts.owner, epoch=self._epoch_of(output), cancel=self._cancel
+                    )
                     files = self._attestation_files(output, images, position, view)
                 if files:
                     from .export_attestations import write_files

@@ -9,12 +9,13 @@ import errno
 import os
 import shutil
 import stat
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import BinaryIO
 
-from pybuild.errors import PybuildError
+from pybuild.errors import Cancelled, PybuildError
 from pybuild.layers.digest import Digest
 from pybuild.layers.entries import Kind, LayerEntry
 from pybuild.layers.views import FileView, Node
@@ -89,32 +90,45 @@ def refuse_overwrites(
                         )
 
 
-def export_directory(view: FileView, destination: Path, *, owner: tuple[int, int], epoch: int | None = None) -> int:
+def export_directory(
+    view: FileView,
+    destination: Path,
+    *,
+    owner: tuple[int, int],
+    epoch: int | None = None,
+    cancel: threading.Event | None = None,
+) -> int:
     """Write every file below ``destination`` (made if missing), merging with what is there. Returns the bytes written.
 
     As with docker, everything belongs to the caller (``owner``: uid, gid). What stands in the way and is of another kind is
-    replaced. Raises ExportFailed.
+    replaced. Raises ExportFailed; Cancelled once ``cancel`` is set.
     """
     try:
         destination.mkdir(parents=True, exist_ok=True)
         root = os.open(destination, os.O_RDONLY | os.O_DIRECTORY)
         try:
-            return _DirectoryExport(view, root, owner=owner, epoch=epoch).level("", os.dup(root), fresh=False)
+            return _DirectoryExport(view, root, owner=owner, epoch=epoch, cancel=cancel).level(
+                "", os.dup(root), fresh=False
+            )
         finally:
             os.close(root)
     except OSError as error:
-        where = error.filename if isinstance(error.filename, str) else str(destination)
-        raise ExportFailed(f"can't write the export to {destination}: {where}: {error.strerror}") from error
+        inside = isinstance(error.filename, str) and error.filename != str(destination)
+        where = f"{destination}: {error.filename}" if inside else str(destination)
+        raise ExportFailed(f"can't write the export to {where}: {error.strerror}") from error
 
 
 class _DirectoryExport:
     """One export into the directory that ``root`` is a descriptor of."""
 
-    def __init__(self, view: FileView, root: int, *, owner: tuple[int, int], epoch: int | None) -> None:
+    def __init__(
+        self, view: FileView, root: int, *, owner: tuple[int, int], epoch: int | None, cancel: threading.Event | None
+    ) -> None:
         self._view = view
         self._root = root
         self._owner = owner
         self._epoch = epoch
+        self._cancel = cancel
         self._first_of: dict[tuple[int, int], str] = {}
 
     def level(self, path: str, directory: int, *, fresh: bool) -> int:
@@ -123,6 +137,8 @@ class _DirectoryExport:
         written = 0
         try:
             for name, node in self._view.children(path):
+                if self._cancel is not None and self._cancel.is_set():
+                    raise Cancelled
                 inner = f"{path}/{name}" if path else name
                 if not fresh:
                     _make_room(directory, name, node)

@@ -295,7 +295,7 @@ class Engine(StoreQueries):
             cancel=cancel,
             ssh_socket=lambda: ssh.served.get("default"),
         )
-        layers = StoreLayers(self.store)
+        layers = StoreLayers(self.store, cancel=cancel)
         images: ImageSource = StoreImageSource(self.store, snapshots, self.registries, cancel=cancel)
         if request.source_policy is not None:
             from .policed_sources import PolicedImages, PolicedRemotes

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
 from pybuild.builder.progress import Progress, StepProgress
+from pybuild.errors import Cancelled
 from pybuild.layers.descriptor import Descriptor
 from pybuild.layers.digest import Digest
 from pybuild.layers.entries import LayerEntry
@@ -28,14 +29,16 @@ if TYPE_CHECKING:
 class StoreLayers:
     """Layers of one store as blobs in the wanted compression, and when they were made."""
 
-    def __init__(self, store: Store) -> None:
+    def __init__(self, store: Store, *, cancel: threading.Event | None = None) -> None:
         self._store = store
+        self._cancel = cancel
 
     @cached_property
     def _compressor(self) -> LayerCompressor:
         from pybuild.layers.layer_compressor import LayerCompressor
 
-        return LayerCompressor(self._store.root, blobs=self._store.blobs, layers=self._store.layers)
+        store = self._store
+        return LayerCompressor(store.root, blobs=store.blobs, layers=store.layers, cancel=self._cancel)
 
     def blob_for(self, diff_id: Digest, *, compression: str | None, level: int | None, force: bool) -> Descriptor:
         """See LayerExports."""
@@ -137,23 +140,35 @@ class StoreKeeper:
         """See ImageKeeper."""
         from pybuild.layers.layout import ExportedImage, write_layout_tar
 
-        write_layout_tar([ExportedImage(descriptor, tuple(names))], out, blobs=self._engine.store.blobs)
+        image = ExportedImage(descriptor, tuple(names))
+        write_layout_tar([image], out, blobs=self._engine.store.blobs, on_progress=self._stop)
 
     def write_docker_archive(self, out: BinaryIO, descriptor: Descriptor, names: Sequence[str]) -> None:
         """See ImageKeeper."""
         from pybuild.layers.docker_archive import write_docker_archive
         from pybuild.layers.layout import ExportedImage
 
-        write_docker_archive([ExportedImage(descriptor, tuple(names))], out, blobs=self._engine.store.blobs)
+        image = ExportedImage(descriptor, tuple(names))
+        write_docker_archive([image], out, blobs=self._engine.store.blobs, on_progress=self._stop)
 
     def write_oci_layout(self, directory: Path, descriptor: Descriptor, names: Sequence[str]) -> None:
         """See ImageKeeper."""
         from pybuild.layers.layout import ExportedImage, write_layout_directory
 
-        write_layout_directory([ExportedImage(descriptor, tuple(names))], directory, blobs=self._engine.store.blobs)
+        write_layout_directory(
+            [ExportedImage(descriptor, tuple(names))], directory, blobs=self._engine.store.blobs, on_progress=self._stop
+        )
+
+    def _stop(self, _count: int) -> None:
+        if self._cancel.is_set():
+            raise Cancelled
 
     def write_tar(self, out: BinaryIO, entries: Sequence[LayerEntry]) -> None:
         """See ImageKeeper."""
         from pybuild.layers.tar_write import write_tar
 
-        write_tar(entries, out.write)
+        def write(data: bytes | memoryview) -> None:
+            self._stop(0)
+            out.write(data)
+
+        write_tar(entries, write)

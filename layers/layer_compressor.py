@@ -9,10 +9,13 @@ compression. A layer made here gets exactly the blob that was asked for: which o
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import Final
+
+from pybuild.errors import Cancelled
 
 from .blobs import BlobStore
 from .compression import Compression, check_level, compressor, decompressed
@@ -33,12 +36,15 @@ def _effective(compression: Compression, level: int | None) -> int:
 
 
 class LayerCompressor:
-    """Blobs of the layers of one store. Every method may be called from any thread and process."""
+    """Blobs of the layers of one store. Every method may be called from any thread and process; all raise Cancelled once ``cancel`` is set."""
 
-    def __init__(self, root: Path, *, blobs: BlobStore, layers: LayerIndex) -> None:
+    def __init__(
+        self, root: Path, *, blobs: BlobStore, layers: LayerIndex, cancel: threading.Event | None = None
+    ) -> None:
         self._locks = root / "locks"
         self._blobs = blobs
         self._index = layers
+        self._cancel = cancel
 
     def blob_for(
         self,
@@ -122,6 +128,8 @@ class LayerCompressor:
             stream = decompressed(source)
             with compressor(compression, ingest.write, level=level, threads=threads) as out:
                 while chunk := stream.next_chunk():
+                    if self._cancel is not None and self._cancel.is_set():
+                        raise Cancelled
                     out.write(chunk)
             digest, size = ingest.commit()
         blob = LayerBlob(digest, size, compression.oci_media_type, compression.value, level)
