@@ -175,10 +175,14 @@ class Work:
         done: Future[None] = self._long.submit(produce, job)
         done.add_done_callback(lambda _: loop.call_soon_threadsafe(output.finish))
         try:
-            while data := await output.take():
-                if not response.prepared:
+            while True:
+                data = await output.take()
+                if not data and done.done():
+                    break
+                if data and not response.prepared:
                     await response.prepare(request)
-                await response.write(data)
+                if data:
+                    await response.write(data)
                 if done.done():
                     output.finish()
             await self._conclude(done, job, response, request, tell)

@@ -103,8 +103,9 @@ def _merged(
     from pybuild.daemon.client import default_address
     from pybuild.daemon.daemon_options import merge
 
-    if environment.debug and flags.get("log-level") is None:
-        flags = {**flags, "log-level": "debug"}
+    general = "debug" if environment.debug else environment.log_level
+    if flags.get("log-level") is None and general != "info":
+        flags = {**flags, "log-level": general}
     given = flags.get("host") or table.get("host") or table.get("hosts")
     return merge(flags, table, default_host="" if given else default_address(environment.variables))
 
