@@ -24,10 +24,10 @@ unit: setup
 	$(PYTEST) tests/unit -n 2
 
 integration: setup
-	$(PYTEST) tests/integration
+	$(PYTEST) tests/integration -n 2
 
 peer: setup
-	$(PYTEST) tests/peer
+	$(PYTEST) tests/peer -n 2
 
 bench: setup
 	$(PYTHON) -m pytest benchmarks --benchmark-only
