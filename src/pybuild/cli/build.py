@@ -8,7 +8,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from pybuild.errors import UsageError
+from pybuild.errors import PybuildError, UsageError
 
 from .attestation_options import attestations, metadata_provenance, version_control
 from .build_values import (
@@ -277,8 +277,11 @@ def _write_results(result: BuildResult, options: Namespace) -> None:
 def _write_file(path: str, text: str) -> None:
     from pybuild.layers.whole_file import whole_file
 
-    with whole_file(path) as out:
-        out.write(text.encode("utf-8", "surrogateescape"))
+    try:
+        with whole_file(path) as out:
+            out.write(text.encode("utf-8", "surrogateescape"))
+    except OSError as error:
+        raise PybuildError(f"can't write {path!r}: {error.strerror}") from error
 
 
 def _call(options: Namespace) -> tuple[str, bool, bool]:

@@ -105,12 +105,17 @@ class ArgparseParser(argparse.ArgumentParser):
 
 
 def _separate_short_switches(arguments: list[str], switches: set[str]) -> list[str]:
-    """``-q PATH`` must not read PATH as the value of ``-q``: write it as ``-qtrue``."""
+    """``-q PATH`` must not read PATH as the value of ``-q``: write it as ``-qtrue``. Nor is the ``f`` of ``-af`` the value of ``-a``."""
     out: list[str] = []
     for position, word in enumerate(arguments):
         if word == "--":
             return out + arguments[position:]
-        out.append(f"{word}true" if word in switches and len(word) == 2 else word)
+        rest = word
+        while not rest.startswith("--") and rest[:2] in switches and rest[2:3] != "=":
+            out.append(f"{rest[:2]}true")
+            rest = f"-{rest[2:]}"
+        if rest != "-" or word == "-":
+            out.append(rest)
     return out
 
 

@@ -8,6 +8,12 @@ from typing import TextIO
 
 from pybuild.errors import PybuildError
 
+_LINE = 1000  # characters of one line of a listing that are shown
+_VISIBLE = {
+    code: f"\\x{code & 0xFF:02x}" for code in (*range(9), *range(11, 32), *range(127, 160), *range(0xDC80, 0xDD00))
+}
+"""Control characters except tab and newline, and bytes that are not UTF-8 (surrogateescape, PEP 383)."""
+
 
 def report_error(error: PybuildError, *, stream: TextIO | None = None) -> None:
     """Write ``error`` to ``stream`` (stderr)."""
@@ -15,10 +21,16 @@ def report_error(error: PybuildError, *, stream: TextIO | None = None) -> None:
     listing = getattr(error, "listing", None) or getattr(error, "excerpt", None)
     text = listing() if callable(listing) else ""
     if text:
-        print(text.rstrip("\n"), file=out)
+        lines = _visible(text.rstrip("\n")).split("\n")
+        print("\n".join(line if len(line) <= _LINE else f"{line[:_LINE]}…" for line in lines), file=out)
     if error.hint:
-        print(f"hint: {error.hint}", file=out)
-    print(f"ERROR: {error.message}", file=out)
+        print(f"hint: {_visible(error.hint)}", file=out)
+    print(f"ERROR: {_visible(error.message)}", file=out)
+
+
+def _visible(text: str) -> str:
+    """What others wrote, without what would steer a terminal; bytes that are not UTF-8 are shown as such."""
+    return text if text.isprintable() else text.translate(_VISIBLE)
 
 
 def report_unexpected(error: Exception) -> int:
@@ -27,13 +39,7 @@ def report_unexpected(error: Exception) -> int:
     if isinstance(error, OSError) and error.strerror:
         # Standard output's name is known to nobody else: it has no file name.
         place = error.filename2 or error.filename
-        what = (
-            "can't write the output"
-            if place is None
-            else os.fsdecode(place)
-            if not isinstance(place, int)
-            else "input or output"
-        )
+        what = os.fsdecode(place) if isinstance(place, (str, bytes)) else "can't write the output"
         report_error(PybuildError(f"{what}: {error.strerror}"))
         return 1
     trace = error.__traceback__
