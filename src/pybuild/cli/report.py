@@ -29,8 +29,14 @@ def report_error(error: PybuildError, *, stream: TextIO | None = None) -> None:
 
 
 def _visible(text: str) -> str:
-    """What others wrote, without what would steer a terminal; bytes that are not UTF-8 are shown as such."""
-    return text if text.isprintable() else text.translate(_VISIBLE)
+    """What others wrote, without what would steer a terminal (but for colors); bytes that are not UTF-8 are shown as such."""
+    if text.isprintable():
+        return text
+    import re
+
+    # Colors stay: programs mean something by them. Every second part is one.
+    parts = re.split("(\x1b\\[[0-9;]*m)", text)
+    return "".join(part if position % 2 else part.translate(_VISIBLE) for position, part in enumerate(parts))
 
 
 def report_unexpected(error: Exception) -> int:
