@@ -325,6 +325,8 @@ def request_from(options: Namespace, variables: Mapping[str, str]) -> BuildReque
     _check_destinations(outputs)
     for tag in options.tag:
         _check_tag(tag)
+    if not options.tag and any(output.push and not output.names for output in outputs):
+        raise UsageError("tag is needed when pushing to registry", hint="add --tag HOST/NAME:TAG")
     for option, path in (("--iidfile", options.iidfile), ("--metadata-file", options.metadata_file)):
         if path:
             existing_parent(path, option=option)
