@@ -6,7 +6,7 @@ cd "$(dirname "$0")/.."
 purpose=${1:-test}
 
 demo_packages="busybox-static debootstrap docker-registry python3-venv git uidmap ca-certificates"
-test_packages="$demo_packages skopeo crun podman buildah apache2-utils openssl xz-utils bzip2 zstd attr libcap2-bin strace"
+test_packages="$demo_packages skopeo crun podman buildah apache2-utils openssl xz-utils bzip2 zstd attr libcap2-bin openssh-client docker-compose libseccomp2 procps util-linux"
 [ "$purpose" = demo ] && packages=$demo_packages || packages=$test_packages
 
 if command -v apt-get >/dev/null 2>&1; then
