@@ -42,7 +42,9 @@ class FileUnreadable(PybuildError):
     """A selected file can't be read."""
 
     def __init__(self, path: str, *, why: str) -> None:
-        super().__init__(f"{path}: {why}")
+        super().__init__(
+            f"failed to read {path}: {why.lower()}", hint="exclude it in .dockerignore if the build doesn't need it"
+        )
         self.path = path
 
 

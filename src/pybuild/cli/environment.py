@@ -126,11 +126,13 @@ def docker_config_directory(variables: Mapping[str, str]) -> Path:
 def _config_file(given: str | None, variables: Mapping[str, str]) -> Path | None:
     if given:
         path = Path(given)
-        if not path.is_file():
+        if not os.path.isfile(path):
             raise UsageError(f"the configuration file {given} does not exist")
         return path
     home = variables.get("XDG_CONFIG_HOME") or os.path.join(_home(variables), ".config")
     for candidate in (Path("/etc/pybuild/pybuild.toml"), Path(home) / "pybuild/pybuild.toml"):
-        if candidate.is_file():
+        if os.path.isfile(
+            candidate
+        ):  # False also where it may not be looked at, as in the home directory of who called sudo
             return candidate
     return None

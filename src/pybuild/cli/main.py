@@ -15,6 +15,9 @@ from pybuild.errors import PybuildError, UsageError
 # Commands that don't touch the store's files, and so need no user namespace when an ordinary user runs them.
 _WITHOUT_STORE: Final = frozenset({"check", "parse", "context", "doctor", "version", "login", "logout"})
 
+# Commands that unpack layers or run steps, and so meet the owners of files: for the others it doesn't matter which ids there are.
+_WITH_FILES: Final = frozenset({"build", "run", "pull", "load", "import", "daemon"})
+
 # Commands that a daemon carries out where there is a --host: this process touches no store then.
 _OVER_DAEMON: Final = frozenset(
     {
@@ -184,7 +187,7 @@ def _dispatch(command: str, arguments: list[str], options: dict[str, str]) -> in
     environment = Environment.from_process(options)
     over_daemon = environment.host is not None and command in _OVER_DAEMON
     if command not in _WITHOUT_STORE and not over_daemon and not {"-h", "--help"} & set(arguments):
-        _become_root_of_a_namespace()
+        _become_root_of_a_namespace(tell=command in _WITH_FILES)
     module = import_module(f"pybuild.cli.{row[0]}")
     function = getattr(module, row[1])
     status = function(arguments, environment)
@@ -198,12 +201,13 @@ def _may_mount() -> bool:
         return any(line.startswith(b"CapEff:") and int(line.split()[1], 16) >> 21 & 1 for line in status)
 
 
-def _become_root_of_a_namespace() -> None:
-    """Whoever may not mount (an ordinary user, root of a confined container) works as root of a user namespace; what can't be had
-    there is said in one line each. Before any thread starts."""
+def _become_root_of_a_namespace(*, tell: bool) -> None:
+    """Whoever may not mount (an ordinary user, root of a confined container) works as root of a user namespace; with ``tell`` what can't be
+    had there is said in one line each. Before any thread starts."""
     if os.geteuid() == 0 and _may_mount():
         return
     from pybuild.daemon import userns
 
     for notice in userns.enter().notices:
-        print(f"note: {notice}", file=sys.stderr)
+        if tell:
+            print(f"note: {notice}", file=sys.stderr)

@@ -193,4 +193,6 @@ def existing_parent(path: str, *, option: str) -> str:
     parent = os.path.dirname(os.path.abspath(path))
     if not os.path.isdir(parent):
         raise UsageError(f"the directory of {option} {path!r} does not exist")
+    if not os.access(path if os.path.exists(path) else parent, os.W_OK):
+        raise UsageError(f"{option} {path!r} can't be written: permission denied")
     return path
