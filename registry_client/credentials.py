@@ -31,6 +31,7 @@ from .references import DEFAULT_HOST
 DOCKER_HUB_KEY: Final = "https://index.docker.io/v1/"
 _TOKEN_USER: Final = "<token>"
 _HELPER_SECONDS: Final = 120
+_OTHER_PLACE: Final = "set DOCKER_CONFIG to a directory that you can use"
 _HELPER_NAME = re.compile(r"[A-Za-z0-9._-]+\Z")
 _HUB_NAMES: Final = frozenset({DEFAULT_HOST, "index.docker.io", "registry-1.docker.io", "registry.hub.docker.com"})
 
@@ -208,7 +209,7 @@ class DockerConfig:
         except FileNotFoundError:
             return {}
         except OSError as error:
-            raise CredentialError(f"{self._path} can't be read ({error.strerror})") from error
+            raise CredentialError(f"{self._path} can't be read ({error.strerror})", hint=_OTHER_PLACE) from error
         if not data.strip():
             return {}
         try:
@@ -233,7 +234,7 @@ class DockerConfig:
             os.makedirs(directory, mode=0o700, exist_ok=True)
             fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         except OSError as error:
-            raise CredentialError(f"{directory} can't be used ({error.strerror})") from error
+            raise CredentialError(f"{directory} can't be used ({error.strerror})", hint=_OTHER_PLACE) from error
         try:
             fcntl.flock(fd, fcntl.LOCK_EX)
             config = self._read()
