@@ -167,24 +167,8 @@ class ContentReader:
     def _contents(self, view: FileView, files: Sequence[tuple[str, Node]]) -> tuple[list[str], int]:
         """The content digests (hex) of regular files, in order, and how many bytes were read for them."""
         self._expect(files)
-        known = self._cache.file_digest
-        out: list[str] = []
-        unknown: list[int] = []
-        for index, (_, node) in enumerate(files):
-            digest = None
-            if node.host_path is not None and node.ctime_ns:
-                digest = known(
-                    node.host_path,
-                    inode=node.inode,
-                    size=node.size,
-                    mtime_ns=node.mtime_ns,
-                    ctime_ns=node.ctime_ns,
-                )
-            if digest is None:
-                unknown.append(index)
-                out.append("")
-            else:
-                out.append(digest.hex)
+        out = self._cache.file_digests([node for _, node in files])
+        unknown = [index for index, digest in enumerate(out) if not digest]
         if not unknown:
             return out, 0
         here = [index for index in unknown if files[index][1].host_path is None]

@@ -14,7 +14,7 @@ from pybuild.layers.descriptor import Descriptor, Platform
 from pybuild.layers.digest import Digest
 from pybuild.layers.entries import CacheRecord, Layer, LayerEntry, RootOverlay
 from pybuild.layers.image import ImageConfig
-from pybuild.layers.views import FileView
+from pybuild.layers.views import FileView, Node
 from pybuild.values import dataclass
 
 # --- images ----------------------------------------------------------------------------------------------------------
@@ -220,6 +220,9 @@ class CacheIndex(Protocol):
         self, path: str, *, inode: tuple[int, int], size: int, mtime_ns: int, ctime_ns: int
     ) -> Digest | None:
         """A file's digest from the stat index, or None when it must be read."""
+
+    def file_digests(self, nodes: Sequence[Node]) -> list[str]:
+        """The sha256 (hex) of many files of this machine, ``""`` for each that must be read."""
 
     def remember_file_digests(self, entries: Sequence[tuple[str, tuple[int, int], int, int, int, Digest]]) -> None:
         """Add (path, inode, size, mtime_ns, ctime_ns, digest) rows; entries that might be racy are dropped."""

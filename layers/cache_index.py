@@ -19,6 +19,7 @@ from .entries import CacheRecord
 from .layer_index import LayerIndex
 from .locks import lock_file
 from .stat_index import FileDigest, StatIndex
+from .views import Node
 
 _COLUMNS = "r.key, r.layers, r.own, r.recipe, r.created"
 
@@ -107,6 +108,10 @@ class CacheIndex:
     ) -> Digest | None:
         """See ``StatIndex.file_digest``."""
         return self.stat_index.file_digest(path, inode=inode, size=size, mtime_ns=mtime_ns, ctime_ns=ctime_ns)
+
+    def file_digests(self, nodes: Sequence[Node]) -> list[str]:
+        """See ``StatIndex.file_digests``."""
+        return self.stat_index.file_digests(nodes)
 
     def remember_file_digests(self, entries: Sequence[FileDigest]) -> None:
         """See ``StatIndex.remember_file_digests``."""

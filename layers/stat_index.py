@@ -19,6 +19,7 @@ from collections.abc import Callable, Sequence
 
 from .database import Database, Value
 from .digest import Digest
+from .views import Node
 
 _STAMP = struct.Struct(">5Q")
 _MASK = (1 << 64) - 1
@@ -27,6 +28,7 @@ _COARSE_NS = 2_000_000_000
 _SECOND_NS = 1_000_000_000
 _ALGORITHMS = {32: "sha256", 48: "sha384", 64: "sha512"}
 _FLUSH_ROWS = 50_000
+_SHA256_ROW = 40 + 32
 
 FileDigest = tuple[str, tuple[int, int], int, int, int, Digest]
 
@@ -65,13 +67,36 @@ class StatIndex:
         if row is None:
             if path.startswith(self._prefixes):
                 return None
-            found = self._database.row("SELECT stamp FROM file_digest WHERE path = ?", (os.fsencode(path),))
-            if found is None:
+            row = self._row(path)
+            if row is None:
                 return None
-            row = found[0]
         if row[:40] != _stamp(inode, size, mtime_ns, ctime_ns):
             return None
         return Digest(_ALGORITHMS[len(row) - 40], row[40:].hex())
+
+    def file_digests(self, nodes: Sequence[Node]) -> list[str]:
+        """The sha256 (hex) of many files of this machine, ``""`` for each that must be read: as ``file_digest`` for each of them, for
+        those who ask for a whole context."""
+        known, new, pack, mask = self._known, self._new, _STAMP.pack, _MASK
+        out: list[str] = []
+        for node in nodes:
+            path = node.host_path
+            row = None
+            if path is not None and node.ctime_ns:
+                row = new.get(path) or known.get(path)
+                if row is None and not path.startswith(self._prefixes):
+                    row = self._row(path)
+            if row is None:
+                out.append("")
+                continue
+            device, number = node.inode
+            stamp = pack(device & mask, number & mask, node.size, node.mtime_ns & mask, node.ctime_ns & mask)
+            out.append(row[40:].hex() if row[:40] == stamp and len(row) == _SHA256_ROW else "")
+        return out
+
+    def _row(self, path: str) -> bytes | None:
+        found = self._database.row("SELECT stamp FROM file_digest WHERE path = ?", (os.fsencode(path),))
+        return None if found is None else found[0]
 
     def remember_file_digests(self, entries: Sequence[FileDigest], *, observed: float | None = None) -> None:
         """Add (path, (device, inode), size, mtime_ns, ctime_ns, digest). ``observed``: seconds since the epoch, a moment not

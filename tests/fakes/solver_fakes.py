@@ -209,6 +209,15 @@ class MemoryCache:
     ) -> Digest | None:
         return self.digests.get((path, inode, size, mtime_ns, ctime_ns))
 
+    def file_digests(self, nodes: Sequence[Node]) -> list[str]:
+        found = [
+            self.digests.get((node.host_path, node.inode, node.size, node.mtime_ns, node.ctime_ns))
+            if node.host_path is not None and node.ctime_ns
+            else None
+            for node in nodes
+        ]
+        return ["" if digest is None else digest.hex for digest in found]
+
     def remember_file_digests(self, entries: Sequence[tuple[str, tuple[int, int], int, int, int, Digest]]) -> None:
         self.remembered += len(entries)
         for *stat, digest in entries:

@@ -9,7 +9,6 @@ import signal
 import threading
 import time
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -20,10 +19,12 @@ from pybuild.layers.builds import KEPT_BUILDS, AmbiguousBuild, BuildRecord, Buil
 from pybuild.layers.database import NotStorable
 from pybuild.layers.descriptor import OCI_LAYER_GZIP
 from pybuild.layers.digest import Digest
-from pybuild.layers.entries import CacheRecord, Layer
+from pybuild.layers.entries import CacheRecord, Kind, Layer
 from pybuild.layers.layer_index import LayerBlob, LayerNotFound
 from pybuild.layers.stat_index import StatIndex
 from pybuild.layers.store import Store
+from pybuild.layers.views import Node
+from pybuild.values import replace
 
 _FORK = multiprocessing.get_context("fork")
 SECOND = 1_000_000_000
@@ -393,3 +394,24 @@ def test_a_cache_mount_is_one_directory_per_id_and_held_while_used(store: Store)
     rows = {row.id: row for row in store.cache_mounts.list()}
     assert rows["/root/.cache"].uses == 2
     assert rows["/root/.cache"].directory == path
+
+
+def test_many_files_are_looked_up_as_single_ones_are(store: Store) -> None:
+    index = session(store, 100)
+    index.remember_file_digests([ROW, ("/ctx/long", (1, 2), 3, 4, 5, Digest.of(b"a", "sha512"))])
+    index.flush()
+    node = Node(Kind.FILE, 0o644, 0, 0, STAT["size"], STAT["mtime_ns"], host_path="/ctx/a", ctime_ns=STAT["ctime_ns"], inode=STAT["inode"])  # type: ignore[arg-type]  # fmt: skip
+    nodes = [
+        node,
+        replace(node, host_path="/ctx/b"),
+        replace(node, size=node.size + 1),
+        replace(node, ctime_ns=0),
+        replace(node, host_path=None),
+        Node(Kind.FILE, 0o644, 0, 0, 3, 4, host_path="/ctx/long", ctime_ns=5, inode=(1, 2)),
+    ]
+    for known_at_once in (False, True):
+        later = session(store, 200)
+        if known_at_once:
+            later.preload("/ctx")
+        assert later.file_digests(nodes) == [Digest.of(b"a").hex, "", "", "", "", ""]
+    assert index.file_digests([node]) == [Digest.of(b"a").hex]
