@@ -11,13 +11,22 @@ from pybuild.errors import UsageError
 
 from .environment import Environment
 from .options import Parser, as_usage
-from .tables import human_age, human_size, print_rows, print_table
+from .tables import human_age, human_size, print_rows
 from .templates import render
 
 if TYPE_CHECKING:
     from pybuild.layers.usage import CacheUsage
 
 _COLUMNS = {"ID": "ID", "Reclaimable": "RECLAIMABLE", "Size": "SIZE", "LastUsedSince": "LAST ACCESSED"}
+_IMAGE_COLUMNS = {"Image": "IMAGE", "Size": "SIZE", "SharedSize": "SHARED SIZE", "UniqueSize": "UNIQUE SIZE"}
+_BUILD_COLUMNS = {
+    "Build": "BUILD",
+    "Started": "STARTED",
+    "Names": "NAMES",
+    "Steps": "STEPS",
+    "Size": "SIZE",
+    "SharedSize": "SHARED SIZE",
+}
 
 
 def du(arguments: list[str], environment: Environment) -> int:
@@ -39,15 +48,20 @@ def du(arguments: list[str], environment: Environment) -> int:
 
     filters = [UsageFilter.parse(text) for text in options.filter]
     if options.builds:
-        return _builds(environment)
+        return _builds(environment, form=options.format)
     with environment.workbench() as engine:
         usage = engine.usage()
     if options.images:
-        rows = [
-            [image.image.names[0] if image.image.names else "<none>", human_size(image.size), human_size(image.shared), human_size(image.size - image.shared)]
+        images: list[dict[str, object]] = [
+            {
+                "Image": image.image.names[0] if image.image.names else "<none>",
+                "Size": human_size(image.size),
+                "SharedSize": human_size(image.shared),
+                "UniqueSize": human_size(image.size - image.shared),
+            }
             for image in usage.images
-        ]  # fmt: skip
-        print_table(["IMAGE", "SIZE", "SHARED SIZE", "UNIQUE SIZE"], rows)
+        ]
+        print_rows(images, _IMAGE_COLUMNS, form=options.format)
         return 0
     records = [row for row in usage.cache if not filters or any(one.matches(row, now=time.time()) for one in filters)]
     if options.format:
@@ -72,7 +86,7 @@ def du(arguments: list[str], environment: Environment) -> int:
     return 0
 
 
-def _builds(environment: Environment) -> int:
+def _builds(environment: Environment, *, form: str | None) -> int:
     if environment.host is not None:
         raise UsageError("--builds is about this machine's own store", hint="leave --host away")
     from pybuild.layers.build_usage import build_usage
@@ -80,18 +94,18 @@ def _builds(environment: Environment) -> int:
     with environment.engine() as engine:
         found = build_usage(engine.store.builds, engine.store.cache, engine.usage().cache)
     now = time.time()
-    rows = [
-        [
-            one.build.ref[:12],
-            f"{human_age(max(0.0, now - one.build.started))} ago",
-            ", ".join(one.build.names) or "-",
-            str(one.steps),
-            human_size(one.size),
-            human_size(one.shared),
-        ]
+    rows: list[dict[str, object]] = [
+        {
+            "Build": one.build.ref[:12],
+            "Started": f"{human_age(max(0.0, now - one.build.started))} ago",
+            "Names": ", ".join(one.build.names) or "-",
+            "Steps": one.steps,
+            "Size": human_size(one.size),
+            "SharedSize": human_size(one.shared),
+        }
         for one in found
     ]
-    print_table(["BUILD", "STARTED", "NAMES", "STEPS", "SIZE", "SHARED SIZE"], rows)
+    print_rows(rows, _BUILD_COLUMNS, form=form)
     return 0
 
 
