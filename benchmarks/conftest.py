@@ -66,6 +66,13 @@ class Tool:
     def build(self, context: Path, *, tag: str = "bench", extra: Sequence[str] = ()) -> None:
         raise NotImplementedError
 
+    def name_image(self, tag: str, target: str) -> None:
+        """Prepare the local image ``tag`` for a push to ``target``."""
+        raise NotImplementedError
+
+    def push(self, tag: str, target: str) -> None:
+        raise NotImplementedError
+
 
 @dataclass(slots=True)
 class Pybuild(Tool):
@@ -82,8 +89,10 @@ class Pybuild(Tool):
     def layers(self, tag: str) -> int:
         return len(json.loads(self.run("inspect", tag))[0]["RootFS"]["Layers"])
 
-    def push(self, tag: str, target: str) -> None:
+    def name_image(self, tag: str, target: str) -> None:
         self.run("tag", tag, target)
+
+    def push(self, tag: str, target: str) -> None:
         self.run("push", target)
 
     def pull(self, target: str) -> None:
@@ -121,6 +130,9 @@ class Buildah(Tool):
 
     def layers(self, tag: str) -> int:
         return len(json.loads(self.run("inspect", "--type", "image", tag))["OCIv1"]["rootfs"]["diff_ids"])
+
+    def name_image(self, tag: str, target: str) -> None:
+        """An image can be pushed to any name."""
 
     def push(self, tag: str, target: str) -> None:
         self.run("push", "--tls-verify=false", tag, f"docker://{target}")

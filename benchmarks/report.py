@@ -17,8 +17,8 @@ def rows(results: list[dict[str, Any]]) -> dict[str, Row]:  # Any: JSON
     for result in results:
         for entry in result["benchmarks"]:
             more = entry["extra_info"]
-            name = more.get("tool") or entry["params"]["tool"]
-            groups[entry["group"]][name] = {
+            name = (entry["params"] or {}).get("tool", "pybuild")
+            groups[entry["group"] or entry["name"]][name] = {
                 "wall": entry["stats"]["median"],
                 "cpu": more.get("cpu", 0.0),
                 "peak": more.get("peak", 0) / 1e6,

@@ -10,7 +10,6 @@ from typing import Any
 def test_empty_python(benchmark: Any) -> None:
     """The floor below which no Python program gets."""
     benchmark.group = "an empty Python program"
-    benchmark.extra_info["tool"] = "pybuild"
     benchmark.pedantic(lambda: subprocess.run([sys.executable, "-c", "pass"], check=True), rounds=20, warmup_rounds=2)
 
 

@@ -67,7 +67,9 @@ def test_push_fresh(benchmark: Any, measure: Any, tool: Any, layered: str, regis
     counter = iter(range(1000))
 
     def target() -> tuple[tuple[str, str], dict[str, str]]:
-        return (layered, f"{registry}/{tool.name}-fresh-{next(counter)}:latest"), {}
+        address = f"{registry}/{tool.name}-fresh-{next(counter)}:latest"
+        tool.name_image(layered, address)
+        return (layered, address), {}
 
     # A repository that the registry knows nothing of; blobs may be known to the registry under another name.
     measure(tool, tool.push, setup=target, rounds=3)
@@ -76,6 +78,7 @@ def test_push_fresh(benchmark: Any, measure: Any, tool: Any, layered: str, regis
 def test_push_unchanged(benchmark: Any, measure: Any, tool: Any, layered: str, registry: str) -> None:
     benchmark.group = "push, nothing changed"
     target = f"{registry}/{tool.name}-unchanged:latest"
+    tool.name_image(layered, target)
     tool.push(layered, target)
     measure(tool, lambda: tool.push(layered, target), rounds=5)
 
@@ -88,12 +91,14 @@ def test_push_last_layer(benchmark: Any, measure: Any, tool: Any, layered: str, 
         f"FROM {'localhost/' if tool.name == 'buildah' else ''}{layered}\nCOPY new /new\n"
     )
     target = f"{registry}/{tool.name}-last:latest"
+    tool.name_image(layered, target)
     tool.push(layered, target)
     counter = iter(range(1000))
 
     def change() -> None:
         (context / "new").write_text(f"{tool.name} {next(counter)}\n" * 10_000)
         tool.build(context, tag="last")
+        tool.name_image("last", target)
 
     measure(tool, lambda: tool.push("last", target), setup=change, rounds=3)
 
@@ -101,6 +106,7 @@ def test_push_last_layer(benchmark: Any, measure: Any, tool: Any, layered: str, 
 def test_pull(benchmark: Any, measure: Any, tool: Any, layered: str, registry: str) -> None:
     benchmark.group = "pull, unpacked"
     target = f"{registry}/{tool.name}-pull:latest"
+    tool.name_image(layered, target)
     tool.push(layered, target)
     other = type(tool)(tool.name, tool.root.parent / f"{tool.name}-pull")
     other.root.mkdir(exist_ok=True)

@@ -48,6 +48,10 @@ if TYPE_CHECKING:
     from .policed_sources import Remotes
 
 
+# More than the processors: steps also wait, for the network and for each other. BuildKit sets no limit.
+_PARALLEL_STEPS = 16
+
+
 @dataclass(frozen=True, slots=True)
 class LoadedImage:
     """What ``load`` brought: a name, None for an image without one, and the image's ID."""
@@ -333,7 +337,7 @@ class Engine(StoreQueries):
             clock=time.time,
             nonce=lambda: os.urandom(13).hex()[:25],
             cold=request.no_cache or (not request.cache_from and cache.is_empty()),
-            max_parallelism=self.settings.max_parallelism or max(2, os.cpu_count() or 1),
+            max_parallelism=self.settings.max_parallelism or max(_PARALLEL_STEPS, 2 * (os.cpu_count() or 1)),
             entitlements=self.settings.entitlements,
             provenance_environment=self._provenance_environment(request),
         )
