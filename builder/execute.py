@@ -33,7 +33,7 @@ from .graph import (
     SshMount,
     TmpfsMount,
 )
-from .owners import NO_ACCOUNTS, ProcessUser, read_accounts
+from .owners import NO_ACCOUNTS, InvalidUser, ProcessUser, UnknownGroup, UnknownUser, read_accounts
 from .protocols import (
     DataMount,
     Executor,
@@ -117,7 +117,10 @@ class ExecRunner:
         Raises ProcessFailed, ProcessNotRun, SecretMissing, SshMissing, Cancelled, and what the mounts' sources raise.
         """
         with ExitStack() as held:
-            user = self._user(op, stack)
+            try:
+                user = self._user(op, stack)
+            except (UnknownUser, UnknownGroup, InvalidUser) as error:
+                raise ProcessNotRun(op.args, error) from error
             mounts = self._mounts(op, trees, held, cancel)
             active = held.enter_context(self._snapshots.prepare(stack))
             spec = ProcessSpec(

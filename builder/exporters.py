@@ -172,7 +172,7 @@ class Exporters:
 
     def _archive(self, output: Output, images: Sequence[BuiltImage], stdout: BinaryIO | None) -> None:
         docker = output.type is OutputType.DOCKER
-        if docker and len(images) > 1:
+        if docker and (len(images) > 1 or self._request.several_platforms()):
             raise PybuildError(
                 "docker exporter does not currently support exporting manifest lists",
                 hint="use --output type=oci, or build one platform",
@@ -241,7 +241,7 @@ class Exporters:
                 blobs=parts.blobs,
                 snapshots=parts.snapshots,
             )
-        if len(manifests) == 1:
+        if len(manifests) == 1 and not self._request.several_platforms():
             return _Written(manifests[0], _config_digest(written[0].config))
         index = write_index(manifests, options=options, write=parts.blobs.write)
         self._note(step, f"exporting manifest list {index.digest}")
@@ -355,7 +355,8 @@ class Exporters:
         return int(self._clock()) if self._epoch is None else self._epoch
 
     def _split(self, output: Output, images: Sequence[BuiltImage]) -> bool:
-        return len(images) > 1 if output.platform_split is None else output.platform_split
+        several = len(images) > 1 or self._request.several_platforms()
+        return several if output.platform_split is None else output.platform_split
 
     def _to_file(self, output: Output, stdout: BinaryIO | None, write: Callable[[BinaryIO], None]) -> None:
         """Write to ``dest`` (whole or not at all) or to stdout."""

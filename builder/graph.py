@@ -228,7 +228,8 @@ class Note:
     """What a person is shown of a vertex; never part of a key.
 
     ``title``: ``[build 2/5] RUN make``; ``lines``: first and last Dockerfile line, None for none; ``stage``: name or
-    index as text; ``instruction``: the text for ``why`` and history; ``arguments``: which of its variables are ARGs.
+    index as text; ``instruction``: the text for ``why`` and history; ``arguments``: which of its variables are ARGs;
+    ``grouped``: the step is part of its last input's step for whoever watches, and has no events of its own.
     """
 
     title: str
@@ -237,6 +238,7 @@ class Note:
     instruction: str = ""
     platform: Platform | None = None
     arguments: tuple[str, ...] = ()
+    grouped: bool = False
 
 
 @dataclass(frozen=True, slots=True, eq=False)

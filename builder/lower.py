@@ -13,7 +13,7 @@ from typing import Final
 from pybuild.errors import PybuildError
 from pybuild.layers.descriptor import Platform
 from pybuild.layers.image import History, ImageConfig
-from pybuild.parser.ast import Instruction, Span
+from pybuild.parser.ast import Instruction, Run, Span
 from pybuild.parser.dockerfile import Dockerfile
 from pybuild.parser.errors import DockerfileError
 from pybuild.parser.expand import expand
@@ -239,12 +239,20 @@ class _Lowering:
         for node in needed:
             if node.stage is None:
                 states[node] = begin(node, scope, states, label="", steps=0)
-        labelled = len(self._plan.nodes) > 1
+        labelled = len(self._plan.nodes) > 1 or any(
+            isinstance(command.instruction, Run)
+            and command.instruction.mounts  # BuildKit counts what they read as stages
+            for node in self._plan.nodes
+            for command in node.commands
+        )
         for node in needed:
             if node.stage is None:
                 continue
             self._check_from(node, findings)
-            steps = int(node.is_root) + sum(makes_vertex(command.instruction) for command in node.commands)
+            # Every trigger counts, whatever it is; of the stage's own commands those that make something.
+            steps = int(node.is_root) + sum(
+                command.trigger or makes_vertex(command.instruction) for command in node.commands
+            )
             state = begin(node, scope, states, label=node.name if labelled else "", steps=0 if node.replaced else steps)
             if not node.replaced:
                 lowering.stage(state, node.commands)

@@ -96,7 +96,7 @@ def lower_copy(
     trees = (part.vertex,) if part else ()
     if link:
         copied = Vertex(operation, trees, note)
-        merged = replace(note, title=state.title(f"LINK {shown}"))
+        merged = replace(note, title=state.title(f"LINK {shown}"), grouped=True)
         vertex = Vertex(Merge(), (state.root(), copied), merged)
     else:
         vertex = Vertex(operation, (state.root(), *trees), note)

@@ -1,11 +1,13 @@
-"""What a caller asks of a build: ``BuildRequest``, the typed form of ``pybuild build``'s options. Checks nothing, does nothing."""
+"""What a caller asks of a build: ``BuildRequest``, the typed form of ``pybuild build``'s options. Does nothing."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, BinaryIO, Protocol
 
+from pybuild.errors import UsageError
 from pybuild.layers.descriptor import Platform
+from pybuild.parser.go_text import parse_bool
 from pybuild.values import dataclass, field
 
 from .assemble import Annotations
@@ -102,3 +104,20 @@ class BuildRequest:
     vcs: Mapping[str, str] = field(default_factory=dict)
     metadata_provenance: str = ""
     definition: GraphDefinition | None = None
+
+    def several_platforms(self) -> bool:
+        """Whether the result is one image for each of several platforms: an index, even of one with the build argument
+        ``BUILDKIT_MULTI_PLATFORM``. Raises UsageError for a value of it that isn't one or that contradicts the platforms."""
+        several = len(self.platforms) > 1
+        value = self.build_args.get("BUILDKIT_MULTI_PLATFORM", "")
+        if not value:
+            return several
+        try:
+            wanted = parse_bool(value)
+        except ValueError:
+            raise UsageError(
+                f"invalid boolean value for multi-platform: {value}", hint="BUILDKIT_MULTI_PLATFORM is true or false"
+            ) from None
+        if several and not wanted:
+            raise UsageError("conflicting config: returning multiple target platforms is not allowed")
+        return wanted

@@ -293,14 +293,19 @@ class Solver:
                 if record is not None:
                     self._elsewhere.tell(step, record)
             self._start(step)
-            self._progress.emit(StepDone(step.key, now, cached=True))
+            self._end(StepDone(step.key, now, cached=True), step)
             self.reports.append(StepReport(step, True, now, now))
 
     def _start(self, step: Step) -> None:
         note = step.vertex.note
-        self._progress.emit(
-            StepStarted(step.key, note.title, self._clock(), tuple(i.key for i in step.inputs), note.lines)
-        )
+        if not note.grouped:
+            self._progress.emit(
+                StepStarted(step.key, note.title, self._clock(), tuple(i.key for i in step.inputs), note.lines)
+            )
+
+    def _end(self, event: StepDone, step: Step) -> None:
+        if not step.vertex.note.grouped:
+            self._progress.emit(event)
 
     # --- running ---------------------------------------------------------------------------------------------------------
 
@@ -332,7 +337,7 @@ class Solver:
         except PybuildError as error:
             stopped = self._cancel.is_set() or (self._stop.is_set() and isinstance(error, Cancelled))
             now, message = self._clock(), "canceled" if stopped else error.message
-            self._progress.emit(StepDone(step.key, now, error=message))
+            self._end(StepDone(step.key, now, error=message), step)
             self.reports.append(StepReport(step, False, started, now, error=message))
             if stopped:
                 raise Cancelled from error
@@ -341,7 +346,7 @@ class Solver:
             raise StepFailed(step.vertex, error, output=tail.lines()) from error
         assert step.result is not None
         now, cached = self._clock(), step.result.cached
-        self._progress.emit(StepDone(step.key, now, cached=cached, reason=reason))
+        self._end(StepDone(step.key, now, cached=cached, reason=reason), step)
         self.reports.append(StepReport(step, cached, started, now, reason))
 
     def _bring_about(self, step: Step, tail: _Tail) -> str:

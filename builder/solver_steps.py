@@ -6,6 +6,7 @@ Runs nothing and looks nothing up.
 
 from __future__ import annotations
 
+import hashlib
 import os
 import threading
 from collections.abc import Callable, Mapping, Sequence
@@ -249,7 +250,8 @@ class StepMaker:
             raise
         except SourceNotFound as missing:
             failure = missing.inside(source.op.name, hint=why_missing(view, missing.path))
-            transfer.end(failure.message)
+            transfer.end()
+            transfer.refuse(vertex, failure.message)
             raise StepFailed(vertex, failure) from missing
         except PybuildError as error:
             transfer.end(error.message)
@@ -371,6 +373,13 @@ class _Transfers:
     def add(self, source: Step, content: ContentDigest) -> None:
         # What is known already is not read again: then only names and metadata come over.
         self._read[source.key] += content.read_bytes + content.total * _METADATA_BYTES
+
+    def refuse(self, vertex: Vertex, error: str) -> None:
+        """The context came over and lacks what ``vertex`` names: that step fails, although it has no key yet."""
+        note = vertex.note
+        step = f"sha256:{hashlib.sha256(note.title.encode()).hexdigest()}"
+        self._progress.emit(StepStarted(step, note.title, self._clock(), (), note.lines))
+        self._progress.emit(StepDone(step, self._clock(), error=error.removeprefix("failed to compute cache key: ")))
 
     def end(self, error: str | None = None) -> None:
         now = self._clock()

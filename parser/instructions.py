@@ -190,7 +190,7 @@ class InstructionBuilder:
         start, end = token.start, token.end
         if place is not None and end - start == len(token.text):
             start, end = start + offset + place[0], start + offset + place[1]
-        return TokenError(error.message, start=start, end=end, instruction=True, hint=error.hint)
+        return TokenError(error.message, start=start, end=end, instruction=error.early, hint=error.hint)
 
     def checked(self, token: Token | None, check: Callable[[str], object]) -> None:
         """Apply a check of values.py to a flag's value or a word, unless a variable stands in it."""
@@ -202,9 +202,10 @@ class InstructionBuilder:
         try:
             check(value)
         except ValueProblem as error:
-            raise TokenError.at(error.message, token, hint=error.hint) from None
+            # BuildKit checks values after parsing: its message doesn't name the line.
+            raise TokenError.at(error.message, token, hint=error.hint, instruction=False) from None
         except ValueError as error:
-            raise TokenError.at(str(error), token) from None
+            raise TokenError.at(str(error), token, instruction=False) from None
 
     def expression(self) -> str:
         """What ONBUILD leaves in the image: the trigger's logical line and its here-documents as written."""
@@ -334,6 +335,7 @@ def _check_from_flag(value: str, token: Token, escape: str) -> None:
             "variable expansion is not supported for --from, define a new stage with FROM using ARG from global scope "
             "as a workaround",
             token,
+            instruction=False,
             hint="Declare the ARG before the first FROM, add `FROM ${VAR} AS source`, and write --from=source",
         )
 
@@ -347,10 +349,13 @@ def _add(builder: InstructionBuilder, parts: _Parts) -> ast.Instruction:
     if checksum is not None and flag_value(checksum):
         if len(words) != 1:
             raise TokenError.at(
-                "checksum can't be specified for multiple sources", checksum, hint="Use one ADD for each source"
+                "checksum can't be specified for multiple sources",
+                checksum,
+                instruction=False,
+                hint="Use one ADD for each source",
             )
         if variable_free(words[0].text, escape=builder.escape) and not _may_be_remote(words[0].text):
-            raise TokenError.at("checksum requires HTTP(S) or Git sources", checksum)
+            raise TokenError.at("checksum requires HTTP(S) or Git sources", checksum, instruction=False)
     return ast.Add(
         **parts.common,
         sources=sources,

@@ -27,9 +27,10 @@ _BARE_KEYS = frozenset({"readonly", "readwrite", "required"})
 class MountError(PybuildError):
     """A ``--mount`` asks for something that its type doesn't have, or a value doesn't fit; ``key`` is the one to blame, or None."""
 
-    def __init__(self, message: str, *, key: str | None = None, hint: str | None = None) -> None:
+    def __init__(self, message: str, *, key: str | None = None, hint: str | None = None, early: bool = False) -> None:
         super().__init__(message, hint=hint)
         self.key = key
+        self.early = early
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,7 +71,7 @@ def csv_spans(text: str, *, what: str = "mounts") -> list[tuple[str, int, int]]:
             bare = text.find('"', at, end)
             if bare >= 0:
                 raise ValueError(
-                    f'failed to parse csv {what}: parse error on line 1, column {bare + 1}: bare " in non-quoted field'
+                    f'failed to parse csv {what}: parse error on line 1, column {bare + 1}: bare " in non-quoted-field'
                 )
             fields.append((text[at:end], start, end))
         else:
@@ -130,6 +131,7 @@ def check_from(value: str) -> None:
         raise MountError(
             "'from' doesn't support variable expansion, define alias stage instead",
             key="from",
+            early=True,
             hint="Add a stage, e.g. `FROM $VAR AS source`, with VAR a global ARG, and write from=source",
         )
 

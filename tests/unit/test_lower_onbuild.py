@@ -107,9 +107,9 @@ def test_triggers_of_the_base_run_first_and_are_cleared():
 def test_triggers_are_marked_and_counted_in_titles():
     image = lowered("# comment\nFROM busybox AS x\nRUN echo 2\n", Images(TRIGGERS))
     assert titles(image)[1:] == [
-        "[x 2/4] ONBUILD RUN echo 1",
-        "[x 3/4] ONBUILD COPY --from=alpine /a /b",
-        "[x 4/4] RUN echo 2",
+        "[x 2/5] ONBUILD RUN echo 1",
+        "[x 3/5] ONBUILD COPY --from=alpine /a /b",
+        "[x 4/5] RUN echo 2",
     ]
     assert chain(image)[1].note.lines == (2, 2)
 

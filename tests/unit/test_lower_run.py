@@ -244,7 +244,7 @@ def test_secrets_have_default_names_and_targets():
 
 def test_a_secret_in_the_environment_is_masked_in_the_title():
     image = lowered("FROM busybox\nENV T=plain\nRUN --mount=type=secret,id=s,env=T echo $T\n")
-    assert titles(image)[-1] == "[2/2] RUN --mount=type=secret,id=s,env=T echo ****"
+    assert titles(image)[-1] == "[stage-0 2/2] RUN --mount=type=secret,id=s,env=T echo ****"
 
 
 def test_ssh_sockets_are_numbered_and_the_first_is_announced():

@@ -99,7 +99,7 @@ REFUSED = [
     ("RUN --mount=type=secret,id=a,sharing=shared true", "secret mount should not define sharing", "sharing=shared"),
     ("RUN --mount=type=ssh,source=a true", "ssh does not support source", "source=a"),
     ('RUN --mount=type=cache,\\"x true', 'failed to parse csv mounts: parse error on line 1, column 13: extraneous or missing " in quoted-field', None),
-    ('RUN --mount=a\\"b true', 'failed to parse csv mounts: parse error on line 1, column 2: bare " in non-quoted field', None),
+    ('RUN --mount=a\\"b true', 'failed to parse csv mounts: parse error on line 1, column 2: bare " in non-quoted-field', None),
     ("RUN --network=bridge true", 'invalid network mode "bridge"', "--network=bridge"),
     ("RUN --network= true", 'invalid network mode ""', "--network="),
     ("RUN --security=none true", 'security "none" is not valid', "--security=none"),
@@ -152,10 +152,21 @@ REFUSED = [
 ]  # fmt: skip
 
 
+# BuildKit finds these when it converts what it has parsed; their messages don't name the line.
+FOUND_AFTER_PARSING = (
+    "invalid chmod", "invalid syntax", "checksum ", "unexpected key 'typ'", "unexpected key 'required'", "unexpected key 'size'",
+    "unsupported ", "invalid field", "invalid value for readonly", "invalid value for size", "invalid value 08",
+    "invalid value -1", "invalid value 42", "invalid cache", "uid not allowed", "secret mount", "invalid secret mount",
+    "both source and id", "ssh does not support", "invalid signal", "invalid port", "invalid containerPort",
+    "invalid hostPort", "invalid ranges", "invalid IP", "variable expansion is not supported for --from",
+)  # fmt: skip
+
+
 @pytest.mark.parametrize(("instruction", "message", "marked"), REFUSED, ids=[case[0] for case in REFUSED])
 def test_it_is_refused_with_its_part_marked(instruction: str, message: str, marked: str | None) -> None:
     error = failure(f"FROM base\n{instruction}\n")
-    assert error.message == f"dockerfile parse error on line 2: {message}"
+    late = message.startswith(FOUND_AFTER_PARSING)
+    assert error.message == ("" if late else "dockerfile parse error on line 2: ") + message
     if marked is not None:
         assert culprit(error) == marked
     assert error.lines is not None
