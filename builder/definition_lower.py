@@ -16,6 +16,7 @@ from pybuild.layers.image import History, ImageConfig
 from pybuild.layers.views import FileView
 from pybuild.parser.dockerignore import IgnoreMatcher
 from pybuild.parser.errors import DockerfileError
+from pybuild.parser.values import check_signal
 from pybuild.values import dataclass, field
 
 from .arguments import EPOCH_ARGUMENT, proxy_environment
@@ -68,6 +69,7 @@ from .image_config import (
     add_volumes,
     base_config,
     clean_path,
+    exposed_ports,
     resolve_destination,
     resolve_directory,
     scratch_config,
@@ -82,11 +84,9 @@ from .image_config import (
 from .image_names import ImageName
 from .lower import LoweredImage, LowerOptions
 from .platforms import parse_platform
-from .ports import exposed_ports
 from .protocols import ResolvedImage
 from .resolve_images import ImageRequest, ImageResolver
 from .stage_roots import pinned_name
-from .stop_signals import check_stop_signal
 from .titles import step_prefix
 
 _ROOT = Vertex(Scratch(), (), Note("FROM scratch"))
@@ -432,7 +432,7 @@ class _Lowering:
             case "VOLUME":
                 config = add_volumes(config, values)
             case "STOPSIGNAL":
-                check_stop_signal(values[0])
+                check_signal(values[0])
                 config, text = config.with_(stop_signal=values[0]), f"STOPSIGNAL {values[0]}"
             case "WORKDIR":
                 self._workdir(state, values[0])

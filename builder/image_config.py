@@ -13,6 +13,7 @@ from typing import Final
 from pybuild.layers.descriptor import Platform
 from pybuild.layers.image import DEFAULT_PATH, HealthCheck, ImageConfig
 from pybuild.parser.ast import Command, ExecForm, Healthcheck, ShellForm
+from pybuild.parser.values import parse_port
 from pybuild.values import pattern, replace
 
 from .platforms import normalize_platform, same_machine
@@ -87,6 +88,11 @@ def healthcheck_of(instruction: Healthcheck) -> HealthCheck:
 def add_volumes(config: ImageConfig, paths: Iterable[str]) -> ImageConfig:
     """VOLUME."""
     return config.with_(volumes=tuple(sorted({*config.volumes, *paths})))
+
+
+def exposed_ports(specifications: Iterable[str]) -> tuple[str, ...]:
+    """EXPOSE's words as the configuration's keys: ``80/tcp`` for each port, in order. Raises ValueProblem."""
+    return tuple(port for text in specifications for port in parse_port(text).ports)
 
 
 def add_ports(config: ImageConfig, ports: Iterable[str]) -> ImageConfig:

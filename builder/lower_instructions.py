@@ -31,6 +31,7 @@ from pybuild.parser.ast import (
 )
 from pybuild.parser.errors import DockerfileError
 from pybuild.parser.expand import expand_words
+from pybuild.parser.values import check_signal
 
 from .arguments import NOT_IN_ENVIRONMENT
 from .graph import FileMake, Vertex
@@ -40,6 +41,7 @@ from .image_config import (
     add_volumes,
     clean_path,
     command_args,
+    exposed_ports,
     healthcheck_of,
     resolve_directory,
     set_command,
@@ -51,11 +53,9 @@ from .image_config import (
 )
 from .lower_copy import Origin, lower_copy
 from .lower_run import lower_run
-from .ports import exposed_ports
 from .stage_roots import Scope, context_tree
 from .stage_state import StageState
 from .stages import Command, StageNode
-from .stop_signals import check_stop_signal
 
 
 def makes_vertex(instruction: Instruction) -> bool:
@@ -161,7 +161,7 @@ class InstructionLowering:
                 self._expose(state, instruction)
             case Stopsignal(signal=word):
                 signal = state.expand(word, instruction)
-                check_stop_signal(signal)
+                check_signal(signal)
                 state.config = state.config.with_(stop_signal=signal)
                 state.commit_config(f"STOPSIGNAL {signal}")
             case Healthcheck():

@@ -1,10 +1,11 @@
-"""Image names, git references, ports and signals as Dockerfiles write them."""
+"""Image names, git references and ports as Dockerfiles write them."""
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pybuild.builder.git_reference import GitReference, InvalidGitReference, is_http, parse_git_reference
+from pybuild.builder.image_config import exposed_ports
 from pybuild.builder.image_names import ImageName, InvalidImageName
 from pybuild.builder.named_context import (
     ImageContextRef,
@@ -12,10 +13,9 @@ from pybuild.builder.named_context import (
     context_key,
     find_named_context,
 )
-from pybuild.builder.ports import InvalidPort, exposed_ports
-from pybuild.builder.stop_signals import InvalidSignal, check_stop_signal
 from pybuild.errors import PybuildError
 from pybuild.layers.descriptor import Platform
+from pybuild.parser.values import ValueProblem
 
 AMD64 = Platform("linux", "amd64")
 SHA = "a" * 64
@@ -187,17 +187,9 @@ def test_ports_become_keys(words, keys):
     ],
 )
 def test_wrong_ports_are_named(word, message):
-    with pytest.raises(InvalidPort) as caught:
+    with pytest.raises(ValueProblem) as caught:
         exposed_ports([word])
     assert message in str(caught.value)
-
-
-def test_stop_signals():
-    for text in ("SIGTERM", "term", "9", "SIGRTMIN+3", "RTMAX-1", "-1", "999"):
-        check_stop_signal(text)
-    for text in ("SIGNOPE", "0", "", "RTMIN+40"):
-        with pytest.raises(InvalidSignal):
-            check_stop_signal(text)
 
 
 def test_a_context_with_the_platform_in_its_name_wins():
