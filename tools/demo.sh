@@ -14,9 +14,11 @@ finish() {
 trap finish EXIT
 trap 'exit 130' INT TERM
 
-say() { printf '\n\033[1m== %s\033[0m\n' "$*"; }
+bold="" blue="" plain=""
+[ ! -t 1 ] || { bold=$(printf '\033[1m') blue=$(printf '\033[36m') plain=$(printf '\033[0m'); }
+say() { printf '\n%s== %s%s\n' "$bold" "$*" "$plain"; }
 run() {
-    printf '\033[36m$ %s\033[0m\n' "$*"
+    printf '%s$ %s%s\n' "$blue" "$*" "$plain"
     "$@"
 }
 export PYBUILD_ROOT="$work/store" DOCKER_CONFIG="$work/docker"
