@@ -41,9 +41,3 @@ def finding(rule: str, message: str, span: Span) -> BuildWarning:
     if known is None:
         return BuildWarning(rule=rule, message=message, lines=span.lines)
     return BuildWarning(rule=rule, message=message, lines=span.lines, url=known.url, detail=known.description)
-
-
-def short_form(warning: BuildWarning) -> str:
-    """One line: ``Rule: text (line N)``."""
-    where = f" (line {warning.lines[0]})" if warning.lines is not None else ""
-    return f"{warning.rule}: {warning.message}{where}"

@@ -63,17 +63,6 @@ class NamedContexts:
     targets: Mapping[str, TargetName]
 
 
-def split_named_context(text: str) -> tuple[str, str]:
-    """Split ``NAME=VALUE``. Raises InvalidNamedContext."""
-    name, separator, value = text.partition("=")
-    if not separator or not name or not value:
-        raise InvalidNamedContext(
-            f"invalid context value: {text}, expected key=value", hint="for example --build-context base=./base"
-        )
-    named_context_key(name)
-    return name, value
-
-
 def named_context_key(name: str) -> str:
     """The look-up key of a context name. Raises InvalidNamedContext."""
     try:

@@ -77,11 +77,6 @@ def parse_git_reference(text: str, *, as_context: bool = False) -> GitReference 
     return _with_options(f"{user}@{host}:{path}", query or "", fragment or "")
 
 
-def is_http(text: str) -> bool:
-    """True for an HTTP(S) URL that is not a git repository."""
-    return text.startswith(("http://", "https://")) and parse_git_reference(text) is None
-
-
 def _from_url(text: str) -> GitReference | None:
     try:
         parts = urlsplit(text)

@@ -103,13 +103,6 @@ class RemoteFetcher:
         commit = source.commit or self.git_commit(source.remote, source.ref, checksum=source.checksum)
         return int(self._repositories.commit_time(source.remote, commit, ref=source.ref))
 
-    def git_reference_commit(self, reference: GitReference) -> str:
-        """The commit of a reference as typed, its checksum verified."""
-        if reference.fixed_commit:
-            GitRevision(reference.fixed_commit, reference.ref).check(reference.checksum)
-            return reference.fixed_commit
-        return self.git_commit(reference.remote, reference.ref, checksum=reference.checksum)
-
     # -----------------------------------------------------------------------------------------------------------------
 
     def prune(self, *, before: float, now: float) -> None:

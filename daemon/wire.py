@@ -56,12 +56,6 @@ class WireError(PybuildError):
     """What the other side sent can't be understood: another version of pybuild, or no pybuild at all."""
 
 
-class Writer(Protocol):
-    """What frames are written to."""
-
-    def write(self, data: bytes, /) -> object: ...
-
-
 def encode(value: Any) -> Any:  # Any: any value of ours to JSON's
     """The JSON form of a value."""
     match value:

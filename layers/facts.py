@@ -60,11 +60,6 @@ class Facts:
                 (kind, storable(key), storable(value), " ".join(map(str, blobs)), now, now),
             )
 
-    def forget(self, kind: str, key: str) -> None:
-        """Forget an answer; idempotent."""
-        with self._database.transaction() as connection:
-            connection.execute("DELETE FROM fact WHERE kind = ? AND key = ?", (kind, storable(key)))
-
     def list(self, kind: str | None = None) -> tuple[Fact, ...]:
         """All facts, or those of one kind, by kind and key."""
         rows = self._database.query(

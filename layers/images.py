@@ -321,15 +321,6 @@ class Images:
             (name, str(digest), now),
         )
 
-    def untag(self, name: str) -> StoredImage:
-        """Take a name away; the image stays, perhaps dangling. Returns the image as it was. Raises ImageNotFound."""
-        image = self.get(name)
-        if name not in image.names:
-            raise ImageNotFound(name)
-        with self._database.transaction() as connection:
-            connection.execute("DELETE FROM tag WHERE name = ?", (name,))
-        return image
-
     def touch(self, image: StoredImage) -> None:
         """Mark the image used now."""
         with self._database.transaction() as connection:

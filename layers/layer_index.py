@@ -137,13 +137,6 @@ class LayerIndex:
         with self._leases.shared():
             return tuple(blob for blob in map(_blob, rows) if self._blobs.touch(blob.digest))
 
-    def find_blob(self, diff_id: Digest, *, compression: str, level: int | None = None) -> LayerBlob | None:
-        """A blob of the layer in this compression, and of this level unless None; None if there is none."""
-        for blob in self.blobs(diff_id):
-            if blob.compression == compression and level in (None, blob.level):
-                return blob
-        return None
-
     def diff_id_of(self, digest: Digest) -> Digest | None:
         """The layer whose bytes a blob holds: a pull of a blob that is known needs no decompression. None if unknown."""
         row = self._database.row("SELECT diff_id FROM layer_blob WHERE digest = ?", (str(digest),))
@@ -168,12 +161,6 @@ class LayerIndex:
                     return False
                 known.add(diff_id)
         return True
-
-    def forget(self, diff_id: Digest) -> None:
-        """Forget a layer and its blobs, which stay where they are."""
-        with self._database.transaction() as connection:
-            connection.execute("DELETE FROM layer WHERE diff_id = ?", (str(diff_id),))
-
 
 def _blob(row: Row) -> LayerBlob:
     return LayerBlob(Digest.parse(row[0]), row[1], row[2], row[3], row[4])

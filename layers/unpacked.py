@@ -179,10 +179,6 @@ class UnpackedLayers:
         # gc knows nothing of this tie: without its base the difference is worth nothing, and the layer is unpacked whole.
         return (f"{self._layers}/{base}/fs", f"{changes}/fs") if self._present(f"{base}/fs") else None
 
-    def is_unpacked(self, stack: Sequence[Digest]) -> bool:
-        """True if the topmost layer of ``stack`` is unpacked for it."""
-        return self._find(stack[-1], self.chain(stack)[-1]) is not None
-
     # --- handing out --------------------------------------------------------------------------------------------------
 
     def sources(self, stack: Sequence[Digest]) -> list[LayerSource | str]:

@@ -79,11 +79,6 @@ def read_rules(text: str | bytes) -> tuple[IgnoreRule, ...]:
     return tuple(rules)
 
 
-def read_patterns(text: str | bytes) -> tuple[str, ...]:
-    """The patterns of an ignore file, cleaned, in order. Raises IgnoreLineTooLong."""
-    return tuple(rule.pattern for rule in read_rules(text))
-
-
 class IgnoreMatcher:
     """Decides for paths (relative, ``/``-separated, no leading slash). ``patterns``: texts, or rules that know their lines.
 
@@ -150,11 +145,6 @@ class IgnoreMatcher:
             return None
         rule = self._rules[index]
         return rule.source or rule.pattern, rule.line
-
-    def may_include_below(self, directory: str) -> bool:
-        """Whether a walk must enter ``directory``: True if it isn't excluded, or an exception may match something below it."""
-        directory = directory.strip("/")
-        return not directory or self.state_of(directory).worth_entering
 
     def state_of(self, directory: str) -> DirectoryState:
         """The state with which the entries of ``directory`` are judged, remembered."""

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pybuild.errors import PybuildError
-from pybuild.parser.dockerignore import BadIgnorePattern, IgnoreMatcher, read_patterns, read_rules
+from pybuild.parser.dockerignore import BadIgnorePattern, IgnoreMatcher, read_rules
 
 
 def excluded(patterns: list[str], path: str) -> bool:
@@ -100,17 +100,16 @@ def test_the_root_is_never_excluded() -> None:
     matcher = IgnoreMatcher(["**"])
     assert not matcher.excluded("")
     assert not matcher.excluded(".")
-    assert matcher.may_include_below("")
+    assert matcher.state_of("").worth_entering
 
 
 def test_comments_blanks_and_slashes_are_cleaned_as_the_reference_does() -> None:
     text = "\ufeff# comment\n\n  a/b/  \n/rooted\n! /kept//x\r\n #not a comment\nc/../d\n.\n"
-    assert read_patterns(text) == ("a/b", "rooted", "!kept/x", "#not a comment", "d", ".")
+    assert tuple(rule.pattern for rule in read_rules(text)) == ("a/b", "rooted", "!kept/x", "#not a comment", "d", ".")
 
 
 def test_bytes_that_are_not_utf8_survive() -> None:
-    (pattern,) = read_patterns(b"caf\xe9\n")
-    assert IgnoreMatcher([pattern]).excluded("caf\udce9")
+    assert IgnoreMatcher(read_rules(b"caf\xe9\n")).excluded("caf\udce9")
 
 
 @pytest.mark.parametrize("text", ["!", "! ", "!/", "[", "a[]b", "x\\", "[b-a]"])
@@ -124,7 +123,7 @@ def test_a_malformed_pattern_names_its_line(text: str) -> None:
 
 def test_a_line_beyond_the_limit_is_refused() -> None:
     with pytest.raises(PybuildError, match="line 2"):
-        read_patterns("a\n" + "x" * 70_000)
+        read_rules("a\n" + "x" * 70_000)
 
 
 def test_explain_tells_the_deciding_line_as_written() -> None:
@@ -152,7 +151,7 @@ def test_explain_tells_the_deciding_line_as_written() -> None:
 def test_an_excluded_directory_is_entered_only_for_an_exception(
     patterns: list[str], directory: str, enter: bool
 ) -> None:
-    assert IgnoreMatcher(patterns).may_include_below(directory) is enter
+    assert IgnoreMatcher(patterns).state_of(directory).worth_entering is enter
 
 
 # --- against a plain reading of the rules ----------------------------------------------------------------------------
@@ -224,7 +223,7 @@ def test_a_kept_path_is_never_below_a_directory_that_is_not_entered(rules: list[
     matcher = IgnoreMatcher(rules)
     if not matcher.excluded(path):
         parts = path.split("/")
-        assert all(matcher.may_include_below("/".join(parts[:depth])) for depth in range(1, len(parts)))
+        assert all(matcher.state_of("/".join(parts[:depth])).worth_entering for depth in range(1, len(parts)))
 
 
 @given(st.text(max_size=12), st.text(max_size=12))

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pybuild.builder.git_reference import GitReference, InvalidGitReference, is_http, parse_git_reference
+from pybuild.builder.git_reference import GitReference, InvalidGitReference, parse_git_reference
 from pybuild.builder.image_config import exposed_ports
 from pybuild.builder.image_names import ImageName, InvalidImageName
 from pybuild.builder.named_context import (
@@ -135,12 +135,6 @@ def test_a_commit_needs_no_look_up():
     assert parse_git_reference("https://h/r.git#main").fixed_commit == ""
     pinned = parse_git_reference(f"https://h/r.git?ref=main&checksum={COMMIT}&fetch-by-commit=1")
     assert pinned.fixed_commit == COMMIT
-
-
-def test_http_is_told_from_git():
-    assert is_http("https://h/a.tar")
-    assert not is_http("https://h/a.git")
-    assert not is_http("dir/file")
 
 
 @given(st.text(max_size=60))

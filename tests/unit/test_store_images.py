@@ -235,16 +235,6 @@ def test_an_image_that_something_uses_stays(store: Store) -> None:
     assert [left.names for left in store.images.list(dangling=True)] == [()]
 
 
-def test_untagging_leaves_the_image(store: Store) -> None:
-    store.images.put(X, make_manifest(store, b"one"))
-    store.images.untag(X)
-    assert [image.names for image in store.images.list()] == [()]
-    with pytest.raises(ImageNotFound):
-        store.images.untag(X)
-    with pytest.raises(ImageNotFound):
-        store.images.tag(X, Y)
-
-
 def test_a_hundred_images_are_listed(store: Store) -> None:
     for number in range(100):
         store.images.put(
