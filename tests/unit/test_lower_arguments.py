@@ -92,7 +92,7 @@ def test_global_arguments_reach_from_with_defaults_and_overrides():
     text = 'ARG a1="foo bar" a2=box\nARG a3="$a2-foo"\nFROM busy$a2 AS build\nARG a3 a4="123 456" a1\nRUN x\n'
     values = variables(lowered(text))
     assert (values["a1"], values["a3"], values["a4"]) == ("foo bar", "box-foo", "123 456")
-    with pytest.raises(DockerfileError, match="busyx: failed to resolve source metadata for .*: not found"):
+    with pytest.raises(DockerfileError, match=r"busyx: failed to resolve source metadata for .*: not found"):
         lowered(text, build_args={"a2": "x"})
 
 

@@ -231,7 +231,7 @@ def test_an_image_context_keeps_times_in_history():
 
 
 def test_a_missing_image_of_a_context_is_named():
-    with pytest.raises(DockerfileError, match="nosuch: failed to resolve source metadata for .*: not found") as caught:
+    with pytest.raises(DockerfileError, match=r"nosuch: failed to resolve source metadata for .*: not found") as caught:
         lowered("FROM busybox\nCOPY --from=c a /\n", contexts={"c": ImageContextRef("nosuch")})
     assert caught.value.lines == (2, 2)
 
