@@ -307,11 +307,11 @@ def parse_mounts_place(text: str, *, option: str) -> MountsPlace:
 
 def reference_text(text: str, *, option: str) -> str:
     """A reference as typed, refused if it can't be one. Raises UsageError."""
-    from .image_names import ImageName, InvalidImageName
+    from pybuild.layers.references import InvalidReference, Reference
 
     try:
-        ImageName.parse(text)
-    except InvalidImageName as error:
+        Reference.parse(text)
+    except InvalidReference as error:
         raise UsageError(f"{option}: {error.message}", hint=error.hint) from error
     return text
 

@@ -10,6 +10,7 @@ from typing import Final
 
 from pybuild.errors import PybuildError
 from pybuild.layers.descriptor import Platform
+from pybuild.layers.references import Reference
 from pybuild.parser.ast import Arg, From, Instruction, Maintainer, Word
 from pybuild.parser.dockerfile import Dockerfile
 from pybuild.parser.expand import Expansion, expand
@@ -18,7 +19,6 @@ from pybuild.parser.suggest import did_you_mean
 
 from .arguments import global_arguments
 from .check_findings import Findings
-from .image_names import ImageName
 from .platforms import parse_platform
 
 _RESERVED: Final = frozenset({"context", "scratch"})
@@ -99,7 +99,7 @@ class FileChecks:
             return  # the same error comes, or doesn't, with the arguments given
         for stage, name in zip(self._dockerfile.stages, names, strict=True):
             try:
-                ImageName.parse(name)
+                Reference.parse(name)
             except PybuildError:
                 written = stage.from_.image.text
                 message = f"Default value for ARG {written} results in empty or invalid base image name"

@@ -10,13 +10,13 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from pybuild.errors import PybuildError, UsageError
+from pybuild.layers.references import InvalidReference
 from pybuild.layers.views import FileView
 from pybuild.parser.dockerignore import IgnoreMatcher
 from pybuild.values import dataclass, replace
 
 from .contexts_local import LocalContext, UnreadableContext
 from .git_reference import parse_git_reference
-from .image_names import InvalidImageName
 from .named_context import (
     GitContextRef,
     HttpContextRef,
@@ -67,7 +67,7 @@ def named_context_key(name: str) -> str:
     """The look-up key of a context name. Raises InvalidNamedContext."""
     try:
         return context_key(name)
-    except InvalidImageName as error:
+    except InvalidReference as error:
         raise InvalidNamedContext(f"invalid context name {name}: {error.message}") from None
 
 

@@ -13,6 +13,7 @@ from pybuild.errors import PybuildError, UsageError
 from pybuild.layers.descriptor import Platform
 from pybuild.layers.digest import Digest
 from pybuild.layers.image import History, ImageConfig
+from pybuild.layers.references import Reference
 from pybuild.layers.views import FileView
 from pybuild.parser.dockerignore import IgnoreMatcher
 from pybuild.parser.errors import DockerfileError
@@ -81,7 +82,6 @@ from .image_config import (
     with_default_path,
     with_platform,
 )
-from .image_names import ImageName
 from .lower import LoweredImage, LowerOptions
 from .platforms import parse_platform
 from .protocols import ResolvedImage
@@ -207,7 +207,7 @@ class _Lowering:
         return parse_platform(image.platform, default=self._options.platform)
 
     def _request(self, image: Image) -> ImageRequest:
-        name = str(ImageName.parse(image.base).tagged())
+        name = Reference.parse(image.base).canonical
         title = f"[internal] load metadata for {name}"
         return ImageRequest(name, self._platform(image), image.base, title, None)
 
@@ -215,7 +215,7 @@ class _Lowering:
         platform = self._platform(image)
         if not image.base:
             return _State(_ROOT, scratch_config(platform), platform, label, steps)
-        resolved = self._images.answer(str(ImageName.parse(image.base).tagged()), platform)
+        resolved = self._images.answer(Reference.parse(image.base).canonical, platform)
         layers = resolved.config.diff_ids
         vertex = _ROOT
         text = f"FROM {pinned_name(resolved)}"

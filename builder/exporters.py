@@ -15,6 +15,7 @@ from pybuild.layers.descriptor import Descriptor, Platform
 from pybuild.layers.digest import Digest
 from pybuild.layers.entries import Kind, LayerEntry
 from pybuild.layers.image import ImageConfig
+from pybuild.layers.references import Reference
 from pybuild.layers.views import FileView
 from pybuild.values import dataclass, field, replace
 
@@ -28,7 +29,6 @@ from .assemble import (
     write_index,
     write_manifest,
 )
-from .image_names import ImageName
 from .lower import LoweredImage
 from .outputs import Output, OutputType
 from .platforms import format_platform
@@ -260,7 +260,7 @@ class Exporters:
 
     def _names(self, output: Output) -> tuple[str, ...]:
         given = output.names or self._request.tags
-        return tuple(dict.fromkeys(str(ImageName.parse(name).tagged()) for name in given))
+        return tuple(dict.fromkeys(Reference.parse(name).canonical for name in given))
 
     def _tell(self, written: _Written, names: Sequence[str]) -> None:
         metadata = self._report.metadata

@@ -11,11 +11,11 @@ from typing import Final, TypeAlias
 from pybuild.layers.descriptor import Platform
 from pybuild.layers.digest import Digest
 from pybuild.layers.image import History, ImageConfig
+from pybuild.layers.references import InvalidReference, Reference
 from pybuild.values import dataclass
 
 from .git_reference import GitReference
 from .graph import Vertex
-from .image_names import ImageName, InvalidImageName
 from .platforms import format_platform, normalize_platform
 
 
@@ -42,7 +42,7 @@ class ImageContextRef:
     def location(self) -> str:
         """What ``ImageSource.resolve`` is asked for: the canonical reference, or ``oci-layout://DIRECTORY[:TAG][@DIGEST]``."""
         if self.layout is None:
-            return str(ImageName.parse(self.reference).tagged())
+            return Reference.parse(self.reference).canonical
         separator = "" if not self.reference or self.reference.startswith("@") else ":"
         return f"oci-layout://{self.layout}{separator}{self.reference}"
 
@@ -84,9 +84,9 @@ NamedContext: TypeAlias = (
 
 def context_key(name: str) -> str:
     """The key under which a context of this name is kept: an image's shortest name without ``:latest``, ``::platform`` kept. Raises
-    InvalidImageName."""
+    InvalidReference."""
     plain, separator, platform = name.partition("::")
-    return ImageName.parse(plain.lower()).familiar.removesuffix(":latest") + separator + platform
+    return Reference.parse(plain.lower()).familiar.removesuffix(":latest") + separator + platform
 
 
 def find_named_context(
@@ -98,7 +98,7 @@ def find_named_context(
         return None
     try:
         key = context_key(name)
-    except InvalidImageName:
+    except InvalidReference:
         return None
     for candidate in (f"{key}::{format_platform(normalize_platform(platform))}", key):
         if candidate in contexts:

@@ -14,10 +14,10 @@ from typing import Any, Final
 from pybuild.errors import PybuildError, UsageError
 from pybuild.layers.descriptor import Platform
 from pybuild.layers.digest import Digest
+from pybuild.layers.references import Reference
 from pybuild.values import dataclass, field
 
 from .assemble import rfc3339
-from .image_names import ImageName
 from .platforms import format_platform, normalize_platform
 from .purl import image_purl
 from .redaction import redact_url
@@ -157,13 +157,9 @@ class Capture:
 
 def _without_pinned_twins(images: Iterable[ImageMaterial]) -> list[ImageMaterial]:
     """Leave out images named by digest where the same repository and tag is there without one."""
-    found = [(image, ImageName.parse(image.reference)) for image in images]
-    tagged = {f"{name.host}/{name.path}:{name.tag or 'latest'}" for _, name in found if not name.digest}
-    return [
-        image
-        for image, name in found
-        if not name.digest or f"{name.host}/{name.path}:{name.tag or 'latest'}" not in tagged
-    ]
+    found = [(image, Reference.parse(image.reference)) for image in images]
+    tagged = {f"{name.name}:{name.tag or 'latest'}" for _, name in found if not name.digest}
+    return [image for image, name in found if not name.digest or f"{name.name}:{name.tag or 'latest'}" not in tagged]
 
 
 def commit_digest(commit: str) -> dict[str, str]:

@@ -16,12 +16,12 @@ from pybuild.layers.descriptor import Platform
 from pybuild.layers.digest import Digest
 from pybuild.layers.entries import Kind
 from pybuild.layers.image import ImageConfig
+from pybuild.layers.references import InvalidReference, Reference
 from pybuild.layers.views import FileView
 from pybuild.values import dataclass
 
 from .attestations import SPDX, STATEMENT_TYPE, Attestation, Subject
 from .graph import BindMount, Exec, FileMake, ImageSource, Note, Scratch, TmpfsMount, Vertex
-from .image_names import ImageName, InvalidImageName
 from .protocols import ResolvedImage
 from .stage_roots import pinned_name
 
@@ -65,8 +65,8 @@ class ScannerChoice:
         if not generator:
             raise UsageError("sbom scanner cannot be empty", hint="write --sbom generator=IMAGE")
         try:
-            name = str(ImageName.parse(generator).tagged())
-        except InvalidImageName as error:
+            name = Reference.parse(generator).canonical
+        except InvalidReference as error:
             raise UsageError(f"failed to parse sbom scanner {generator}: {error.message}", hint=error.hint) from error
         return cls(name, {key: value for key, value in attributes.items() if key != "generator"})
 

@@ -11,6 +11,7 @@ from typing import assert_never
 
 from pybuild.layers.descriptor import Platform
 from pybuild.layers.image import History, ImageConfig
+from pybuild.layers.references import InvalidReference, Reference
 from pybuild.parser.ast import Span
 from pybuild.values import dataclass, field
 
@@ -19,7 +20,6 @@ from .git_reference import GitReference
 from .graph import ContextSource, GitSource, HttpSource, ImageSource, Note, Scratch, Vertex
 from .history import matching_history
 from .image_config import base_config, scratch_config
-from .image_names import ImageName, InvalidImageName
 from .named_context import (
     GitContextRef,
     HttpContextRef,
@@ -62,7 +62,7 @@ class Scope:
 
 
 def image_request(node: StageNode, platform: Platform, *, several_platforms: bool) -> ImageRequest | None:
-    """What must be resolved before ``node`` can begin; None if nothing. Raises InvalidImageName."""
+    """What must be resolved before ``node`` can begin; None if nothing. Raises InvalidReference."""
     if node.context is not None:
         key, context = node.context
         if not isinstance(context, ImageContextRef):
@@ -72,7 +72,7 @@ def image_request(node: StageNode, platform: Platform, *, several_platforms: boo
         return ImageRequest(location, platform, context.reference, title, node.span)
     if not node.is_root:
         return None
-    name = str(ImageName.parse(node.base_name).tagged())
+    name = Reference.parse(node.base_name).canonical
     prefix = f"[{platform} internal]" if several_platforms else "[internal]"
     return ImageRequest(name, platform, node.base_name, f"{prefix} load metadata for {name}", node.span)
 
@@ -150,8 +150,8 @@ def image_vertex(image: ResolvedImage, scope: Scope, *, platform: Platform, note
 def pinned_name(image: ResolvedImage) -> str:
     """The reference with the digest it had: ``docker.io/library/alpine:3@sha256:…``."""
     try:
-        return str(ImageName.parse(image.reference).pinned(str(image.index)))
-    except InvalidImageName:
+        return Reference.parse(image.reference).pinned(image.index).canonical
+    except InvalidReference:
         return image.reference  # an OCI layout's location
 
 
@@ -178,7 +178,7 @@ def _from_stage(node: StageNode, base: StageState, scope: Scope, *, label: str, 
 
 def _from_image(state: StageState, scope: Scope) -> None:
     node = state.node
-    name = str(ImageName.parse(node.base_name).tagged())
+    name = Reference.parse(node.base_name).canonical
     image = scope.answer(name, state.platform)
     actual = image.config.platform
     foreign = not same_machine(actual, state.platform)

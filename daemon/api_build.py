@@ -17,7 +17,7 @@ from pybuild.builder.request import BuildRequest
 from pybuild.builder.solver_steps import StepFailed
 from pybuild.errors import Cancelled, PybuildError
 from pybuild.layers.digest import Digest
-from pybuild.registry_client.references import Reference
+from pybuild.layers.references import Reference
 
 from .api_classic import ClassicTranscript
 from .api_errors import ApiError, BadParameter, message_of, stream_error

@@ -37,10 +37,10 @@ def status_of(error: PybuildError) -> int:
     from pybuild.layers.database import StoreBusy
     from pybuild.layers.docker_archive import InvalidArchive
     from pybuild.layers.images import AmbiguousImage, ImageInUse, ImageNotFound
+    from pybuild.layers.references import InvalidReference
     from pybuild.layers.tar_read import InvalidTar
     from pybuild.parser.errors import DockerfileError
     from pybuild.registry_client.failures import Denied, NotFound, Unauthorized
-    from pybuild.registry_client.references import InvalidReference
 
     match error:
         case ApiError():

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 from aiohttp import web
 
 from pybuild.layers.images import StoredImage
-from pybuild.registry_client.references import InvalidReference, Reference
+from pybuild.layers.references import InvalidReference, Reference
 
 from .api_errors import ApiError, BadParameter
 from .api_request import OneCredential, Parameters, credential_for, parse_time

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 from pybuild.layers.digest import Digest
-from pybuild.registry_client.references import Reference
+from pybuild.layers.references import Reference
 from pybuild.registry_client.transfers import Transfer, TransferState
 
 Send = Callable[[Mapping[str, Any]], None]  # Any: the JSON edge

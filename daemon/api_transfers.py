@@ -14,9 +14,9 @@ from pybuild.errors import PybuildError
 from pybuild.layers.descriptor import MANIFEST_TYPES, Descriptor, Platform
 from pybuild.layers.image import Manifest
 from pybuild.layers.images import MANIFEST_LIMIT_BYTES
+from pybuild.layers.references import Reference
 from pybuild.registry_client.failures import Denied, NotFound, Unauthorized
 from pybuild.registry_client.manifests import ImageNotFound as NotInRegistry
-from pybuild.registry_client.references import Reference
 from pybuild.registry_client.transfers import Transfer, TransferState
 
 from .api_errors import ApiError, BadParameter, message_of, stream_error

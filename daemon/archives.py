@@ -19,10 +19,10 @@ from pybuild.layers.entries import Layer
 from pybuild.layers.image import History, ImageConfig, Index, Manifest
 from pybuild.layers.images import ImageNotFound, StoredImage
 from pybuild.layers.layout import ExportedImage, write_layout_tar
+from pybuild.layers.references import InvalidReference, Reference
 from pybuild.layers.store import Store
 from pybuild.layers.tar_read import TarReader
 from pybuild.layers.whole_file import whole_file
-from pybuild.registry_client.references import InvalidReference, Reference
 from pybuild.values import replace
 
 from .distribution import Compressing

@@ -146,7 +146,7 @@ class RegistryPlace:
     @property
     def _repository(self) -> Repository:
         if self._known is None:
-            from pybuild.registry_client.references import Reference
+            from pybuild.layers.references import Reference
 
             self._known = self._registries.client.repository(Reference.parse(self._text).with_default_tag())
         return self._known
@@ -296,7 +296,7 @@ class LayoutPlace:
 
 def same_registry(reference: str, others: Sequence[str]) -> tuple[str, ...]:
     """The repositories of ``others`` that are in the registry of ``reference``."""
-    from pybuild.registry_client.references import Reference
+    from pybuild.layers.references import Reference
 
     host = Reference.parse(reference).host
     found = (Reference.parse(other) for other in others)

@@ -152,7 +152,7 @@ class StepRepository:
     def _connected(self) -> Repository:
         with self._guard:
             if self._repository is None:
-                from pybuild.registry_client.references import Reference
+                from pybuild.layers.references import Reference
 
                 self._repository = self._registries.client.repository(Reference.parse(self.spec.ref))
             return self._repository

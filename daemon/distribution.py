@@ -13,10 +13,10 @@ from pybuild.errors import PybuildError, UsageError
 from pybuild.layers.descriptor import INDEX_TYPES, MANIFEST_TYPES, OCI_MANIFEST, Descriptor, Platform
 from pybuild.layers.image import ImageConfig, Index, Manifest
 from pybuild.layers.images import MANIFEST_LIMIT_BYTES
+from pybuild.layers.references import Reference
 from pybuild.registry_client.platforms import choose
 from pybuild.registry_client.pull import PulledImage, pull
 from pybuild.registry_client.push import PushReport, push
-from pybuild.registry_client.references import Reference
 from pybuild.registry_client.transfers import OnTransfer
 
 from .image_keeper import StoreLayers

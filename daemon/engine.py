@@ -358,7 +358,7 @@ class Engine(StoreQueries):
 
     def tags_of(self, name: str) -> list[str]:
         """All local names of a repository. Raises UsageError if there is none."""
-        from pybuild.registry_client.references import Reference
+        from pybuild.layers.references import Reference
 
         repository = Reference.parse(name)
         if repository.tag is not None or repository.digest is not None:
@@ -495,7 +495,7 @@ class Engine(StoreQueries):
 
 def canonical_tag(name: str) -> str:
     """A name for an image in its canonical form. Raises InvalidReference, UsageError for one with a digest."""
-    from pybuild.registry_client.references import Reference
+    from pybuild.layers.references import Reference
 
     reference = Reference.parse(name)
     if reference.digest is not None:

@@ -103,8 +103,8 @@ class StoreKeeper:
 
     def push(self, name: str, descriptor: Descriptor, *, by_digest: bool, step: str) -> None:
         """See ImageKeeper."""
+        from pybuild.layers.references import Reference
         from pybuild.registry_client.push import push
-        from pybuild.registry_client.references import Reference
         from pybuild.registry_client.transfers import Transfer, TransferState
 
         from .cache_places import same_registry

@@ -13,7 +13,7 @@ from pybuild.errors import UsageError
 from pybuild.layers.digest import Digest
 from pybuild.layers.image import HealthCheck, ImageConfig
 from pybuild.layers.images import Images, StoredImage, StoredPlatform
-from pybuild.registry_client.references import InvalidReference, Reference
+from pybuild.layers.references import InvalidReference, Reference
 from pybuild.values import dataclass
 
 from .machine import host_platform

@@ -20,9 +20,9 @@ from pybuild.layers.descriptor import Descriptor, Platform
 from pybuild.layers.digest import Digest
 from pybuild.layers.image import ImageConfig, Manifest
 from pybuild.layers.images import MANIFEST_LIMIT_BYTES, StoredPlatform
+from pybuild.layers.references import Reference
 from pybuild.layers.store import Store
 from pybuild.registry_client.platforms import rank
-from pybuild.registry_client.references import Reference
 
 from .registries import Registries
 

@@ -9,11 +9,11 @@ from typing import Final, Protocol
 
 from pybuild.builder.git_reference import parse_git_reference
 from pybuild.builder.graph import GitSource, HttpSource
-from pybuild.builder.image_names import ImageName
 from pybuild.builder.protocols import HttpFile, ImageSource, ResolvedImage
 from pybuild.builder.source_policy import InvalidSourcePolicy, Source, SourcePolicy
 from pybuild.layers.descriptor import Platform
 from pybuild.layers.digest import Digest
+from pybuild.layers.references import Reference
 from pybuild.values import replace
 
 _IMAGE: Final = "docker-image://"
@@ -53,7 +53,7 @@ class PolicedImages:
             if not changed.startswith(_IMAGE):
                 raise InvalidSourcePolicy(f"an image can't be replaced by {changed} here")
             if changed != asked.identifier:
-                reference = str(ImageName.parse(changed.removeprefix(_IMAGE)).tagged())
+                reference = Reference.parse(changed.removeprefix(_IMAGE)).canonical
         return self._inner.resolve(reference, platform=platform, pull=pull)
 
     def ensure_layers(self, image: ResolvedImage, *, on_progress: Callable[[str, int, int], None]) -> None:

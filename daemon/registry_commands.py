@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from pybuild.errors import UsageError
 from pybuild.layers.descriptor import Descriptor, Platform
-from pybuild.registry_client.references import Reference
+from pybuild.layers.references import Reference
 
 from .registries import Registries
 

@@ -8,7 +8,7 @@ from pybuild.layers.builds import BuildRecord
 from pybuild.layers.descriptor import Descriptor
 from pybuild.layers.digest import Digest
 from pybuild.layers.images import HistoryEntry
-from pybuild.registry_client.references import Reference
+from pybuild.layers.references import Reference
 from pybuild.values import dataclass
 
 from .engine import LoadedImage

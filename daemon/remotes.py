@@ -12,7 +12,6 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from pybuild.builder.contexts_archive import newest_file_time
-from pybuild.builder.git_reference import GitReference
 from pybuild.builder.graph import GitSource, HttpSource
 from pybuild.builder.protocols import HttpFile
 from pybuild.layers.digest import Digest

@@ -17,7 +17,7 @@ from enum import Enum
 from functools import cache
 from importlib import import_module
 from pathlib import Path
-from typing import Any, Final, Protocol
+from typing import Any, Final
 
 from pybuild.errors import PybuildError, UsageError
 from pybuild.values import fields
@@ -46,7 +46,7 @@ _CLASSES: Final[Mapping[str, tuple[str, ...]]] = {
     "pybuild.layers.images": ("HistoryEntry", "Removal", "StoredImage", "StoredLayer", "StoredPlatform"),
     "pybuild.layers.usage": ("CacheUsage", "ImageUsage", "Usage", "UsageFilter", "UsageType"),
     "pybuild.registry_client.push": ("PushReport",),
-    "pybuild.registry_client.references": ("Reference",),
+    "pybuild.layers.references": ("Reference",),
     "pybuild.registry_client.transfers": ("Transfer", "TransferState"),
 }
 _MODULE_OF: Final = {name: module for module, names in _CLASSES.items() for name in names}

@@ -26,6 +26,7 @@ from pybuild.layers.descriptor import (
 )
 from pybuild.layers.digest import Digest, InvalidDigest
 from pybuild.layers.image import Index, InvalidImage
+from pybuild.layers.references import DEFAULT_HOST, Reference
 
 from .auth import Authenticator, LoginFailed
 from .credentials import Credentials, DockerConfig, NoCredentials
@@ -41,7 +42,6 @@ from .manifests import (
     referrers_tag,
     verified,
 )
-from .references import DEFAULT_HOST, Reference
 from .transport import (
     BytesBody,
     ConnectionFailed,

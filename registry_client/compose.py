@@ -20,6 +20,7 @@ from pybuild.layers.descriptor import (
 )
 from pybuild.layers.digest import Digest
 from pybuild.layers.image import History, ImageConfig, Index, Manifest
+from pybuild.layers.references import Reference
 from pybuild.values import dataclass, replace
 
 from .client import ImageNotFound, ManifestContent, RegistryClient, Repository
@@ -27,7 +28,6 @@ from .copy import contents
 from .platforms import normal
 from .pull import PulledManifest, read_config, resolve
 from .push import PushReport, push
-from .references import Reference
 from .sources import LayeredSource, RegistrySource
 from .stores import BlobSource, RememberedOrigins
 from .transfers import OnTransfer, Stop, silent

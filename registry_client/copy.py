@@ -19,6 +19,7 @@ from pybuild.errors import PybuildError
 from pybuild.layers.blobs import BlobStore
 from pybuild.layers.descriptor import INDEX_TYPES, Descriptor, Platform
 from pybuild.layers.image import Index
+from pybuild.layers.references import InvalidReference, Reference
 from pybuild.values import dataclass, replace
 
 from .client import ManifestContent, RegistryClient
@@ -26,7 +27,6 @@ from .locations import InDockerArchive, InLayout, InOciArchive, InRegistry, Loca
 from .platforms import choose
 from .pull import NoMatchingPlatform, pull, select
 from .push import PushReport, push
-from .references import InvalidReference, Reference
 from .sources import RegistrySource
 from .stores import BlobOrigins, BlobSource
 from .transfers import OnTransfer, Stop, silent

@@ -23,10 +23,10 @@ from typing import Any, Final, Protocol
 from urllib.parse import urlsplit
 
 from pybuild.errors import PybuildError
+from pybuild.layers.references import DEFAULT_HOST
 from pybuild.values import dataclass, field
 
 from .redaction import printable
-from .references import DEFAULT_HOST
 
 DOCKER_HUB_KEY: Final = "https://index.docker.io/v1/"
 _TOKEN_USER: Final = "<token>"

@@ -28,6 +28,7 @@ from pybuild.layers.descriptor import (
 from pybuild.layers.digest import CHUNK_BYTES, Digest
 from pybuild.layers.entries import Kind, LayerEntry
 from pybuild.layers.image import History
+from pybuild.layers.references import Reference
 from pybuild.layers.tar_read import TarEntry, TarReader
 from pybuild.layers.tar_write import OPAQUE_WHITEOUT, WHITEOUT_PREFIX, write_tar
 from pybuild.values import replace
@@ -38,7 +39,6 @@ from .copy import contents
 from .fetch import BlobReader
 from .pull import PulledManifest, read_config
 from .push import PushReport, push
-from .references import Reference
 from .sources import LayeredSource
 from .transfers import OnTransfer, Stop, Transfer, TransferState, run_all, silent
 from .transport import RegistryError

@@ -13,9 +13,8 @@ from __future__ import annotations
 from typing import TypeAlias
 
 from pybuild.errors import PybuildError
+from pybuild.layers.references import Reference
 from pybuild.values import dataclass
-
-from .references import Reference
 
 
 class InvalidLocation(PybuildError):

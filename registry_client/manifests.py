@@ -16,10 +16,10 @@ from pybuild.layers.descriptor import (
 )
 from pybuild.layers.digest import Digest
 from pybuild.layers.image import InvalidImage, json_object, media_type_of
+from pybuild.layers.references import Reference
 from pybuild.values import dataclass, field
 
 from .failures import RegistryError
-from .references import Reference
 
 MANIFEST_BYTES: Final = 4 << 20
 _SCHEMA_1: Final = frozenset({DOCKER_MANIFEST_V1, DOCKER_MANIFEST_V1_SIGNED})

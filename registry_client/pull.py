@@ -17,6 +17,7 @@ from pybuild.layers.blobs import BlobCorrupt
 from pybuild.layers.descriptor import INDEX_TYPES, Descriptor, Platform
 from pybuild.layers.digest import Digest
 from pybuild.layers.image import ImageConfig, Index, Manifest
+from pybuild.layers.references import Reference
 from pybuild.values import dataclass, field, replace
 
 from .client import (
@@ -29,7 +30,6 @@ from .client import (
 )
 from .fetch import blob_chunks
 from .platforms import choose, rank
-from .references import Reference
 from .stores import BlobIngest, BlobStore, LayerDownload, LayerSink, LayerSinkFactory
 from .transfers import OnTransfer, Stop, Transfer, TransferState, run_all, silent
 from .transport import RegistryError

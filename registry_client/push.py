@@ -22,10 +22,10 @@ from pybuild.layers.descriptor import (
 )
 from pybuild.layers.digest import Digest
 from pybuild.layers.image import Index, Manifest
+from pybuild.layers.references import Reference
 from pybuild.values import dataclass, replace
 
 from .client import MANIFEST_BYTES, ContentMismatch, RegistryClient, Repository, checked_media_type, referrers_tag
-from .references import Reference
 from .stores import BlobOrigins, BlobSource, RememberedOrigins
 from .transfers import OnTransfer, Stop, Transfer, TransferState, run_all, silent
 from .transport import RegistryError

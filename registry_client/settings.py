@@ -23,9 +23,8 @@ from typing import Final
 from urllib.parse import urlsplit
 
 from pybuild.errors import PybuildError
+from pybuild.layers.references import DEFAULT_HOST
 from pybuild.values import dataclass, field
-
-from .references import DEFAULT_HOST
 
 _API_HOSTS: Final = {DEFAULT_HOST: "registry-1.docker.io"}
 

@@ -34,6 +34,7 @@ from pybuild.layers.descriptor import (
 )
 from pybuild.layers.digest import Digest
 from pybuild.layers.image import History, ImageConfig, Index, Manifest
+from pybuild.layers.references import Reference
 from pybuild.registry_client.client import ContentMismatch, ImageNotFound, RegistryClient
 from pybuild.registry_client.compose import CannotRebase, create_index, delete, rebase
 from pybuild.registry_client.copy import CopyFailed, copy
@@ -41,7 +42,6 @@ from pybuild.registry_client.flatten import flatten
 from pybuild.registry_client.locations import InvalidLocation, parse_location
 from pybuild.registry_client.pull import NoMatchingPlatform, pull
 from pybuild.registry_client.push import push
-from pybuild.registry_client.references import Reference
 from pybuild.registry_client.settings import NetworkSettings
 from pybuild.registry_client.transport import Transport
 

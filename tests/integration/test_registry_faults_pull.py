@@ -44,11 +44,11 @@ from pybuild.layers.descriptor import (
 )
 from pybuild.layers.digest import Digest
 from pybuild.layers.image import ImageConfig, Index, Manifest
+from pybuild.layers.references import Reference
 from pybuild.registry_client.auth import LoginFailed
 from pybuild.registry_client.client import ContentMismatch, ImageNotFound, RegistryClient, UnsupportedManifest
 from pybuild.registry_client.credentials import Credential, FixedCredentials
 from pybuild.registry_client.pull import NoMatchingPlatform, PulledImage, pull, resolve
-from pybuild.registry_client.references import Reference
 from pybuild.registry_client.settings import NetworkSettings, Proxies, RegistrySettings
 from pybuild.registry_client.transfers import Transfer, TransferState
 from pybuild.registry_client.transport import (

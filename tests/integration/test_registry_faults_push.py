@@ -28,10 +28,10 @@ from pybuild.layers.blobs import BlobStore
 from pybuild.layers.descriptor import OCI_CONFIG, OCI_LAYER_FOREIGN, OCI_MANIFEST, Descriptor
 from pybuild.layers.digest import Digest
 from pybuild.layers.image import ImageConfig, Index, Manifest
+from pybuild.layers.references import Reference
 from pybuild.registry_client.client import RegistryClient
 from pybuild.registry_client.credentials import Credential, FixedCredentials
 from pybuild.registry_client.push import MissingContent, PushReport, push
-from pybuild.registry_client.references import Reference
 from pybuild.registry_client.settings import NetworkSettings
 from pybuild.registry_client.stores import RememberedOrigins
 from pybuild.registry_client.transport import Denied, RateLimited, Transport, Unauthorized, UnexpectedStatus

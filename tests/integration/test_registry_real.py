@@ -25,6 +25,7 @@ from pybuild.layers.blobs import BlobStore
 from pybuild.layers.descriptor import OCI_INDEX, OCI_MANIFEST, Descriptor
 from pybuild.layers.digest import Digest
 from pybuild.layers.image import Index, Manifest
+from pybuild.layers.references import Reference
 from pybuild.registry_client.auth import LoginFailed
 from pybuild.registry_client.client import ImageNotFound, RegistryClient
 from pybuild.registry_client.compose import delete
@@ -33,7 +34,6 @@ from pybuild.registry_client.fetch import BlobReader
 from pybuild.registry_client.login import login
 from pybuild.registry_client.pull import pull
 from pybuild.registry_client.push import push
-from pybuild.registry_client.references import Reference
 from pybuild.registry_client.settings import NetworkSettings, Proxies, RegistrySettings
 from pybuild.registry_client.transport import (
     ConnectionFailed,

@@ -20,13 +20,13 @@ from pybuild.layers.blobs import BlobStore
 from pybuild.layers.descriptor import DOCKER_INDEX, DOCKER_MANIFEST, OCI_INDEX
 from pybuild.layers.digest import Digest
 from pybuild.layers.image import Manifest
+from pybuild.layers.references import Reference
 from pybuild.registry_client.client import RegistryClient
 from pybuild.registry_client.copy import copy
 from pybuild.registry_client.credentials import Credential, DockerConfig
 from pybuild.registry_client.login import login
 from pybuild.registry_client.pull import pull
 from pybuild.registry_client.push import push
-from pybuild.registry_client.references import Reference
 from pybuild.registry_client.transport import Transport
 
 SKOPEO = shutil.which("skopeo")

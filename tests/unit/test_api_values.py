@@ -26,9 +26,9 @@ from pybuild.errors import PybuildError, UsageError
 from pybuild.layers.descriptor import Platform
 from pybuild.layers.digest import Digest
 from pybuild.layers.images import ImageInUse, ImageNotFound
+from pybuild.layers.references import InvalidReference, Reference
 from pybuild.parser import parse
 from pybuild.registry_client.credentials import Credential
-from pybuild.registry_client.references import InvalidReference, Reference
 from pybuild.registry_client.transfers import Transfer, TransferState
 
 

@@ -1,4 +1,4 @@
-"""Image names, git references and ports as Dockerfiles write them."""
+"""Git references and ports as Dockerfiles write them."""
 
 import pytest
 from hypothesis import given, settings
@@ -6,7 +6,6 @@ from hypothesis import strategies as st
 
 from pybuild.builder.git_reference import GitReference, InvalidGitReference, parse_git_reference
 from pybuild.builder.image_config import exposed_ports
-from pybuild.builder.image_names import ImageName, InvalidImageName
 from pybuild.builder.named_context import (
     ImageContextRef,
     LocalContextRef,
@@ -20,60 +19,6 @@ from pybuild.parser.values import ValueProblem
 AMD64 = Platform("linux", "amd64")
 SHA = "a" * 64
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
-
-
-@pytest.mark.parametrize(
-    ("text", "canonical", "familiar"),
-    [
-        ("alpine", "docker.io/library/alpine:latest", "alpine:latest"),
-        ("alpine:3", "docker.io/library/alpine:3", "alpine:3"),
-        ("org/app", "docker.io/org/app:latest", "org/app:latest"),
-        ("index.docker.io/library/alpine", "docker.io/library/alpine:latest", "alpine:latest"),
-        ("localhost/app", "localhost/app:latest", "localhost/app:latest"),
-        ("localhost:5000/app:1", "localhost:5000/app:1", "localhost:5000/app:1"),
-        ("[::1]:5000/app", "[::1]:5000/app:latest", "[::1]:5000/app:latest"),
-        (f"alpine@sha256:{SHA}", f"docker.io/library/alpine@sha256:{SHA}", f"alpine@sha256:{SHA}"),
-        (f"alpine:3@sha256:{SHA}", f"docker.io/library/alpine:3@sha256:{SHA}", f"alpine:3@sha256:{SHA}"),
-        ("a.b/c/d-e_f.g:T", "a.b/c/d-e_f.g:T", "a.b/c/d-e_f.g:T"),
-        ("Host/app", "Host/app:latest", "Host/app:latest"),
-    ],
-)
-def test_image_names_have_one_canonical_form(text, canonical, familiar):
-    name = ImageName.parse(text).tagged()
-    assert str(name) == canonical
-    assert name.familiar == familiar
-
-
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ("Alpine", "repository name (library/Alpine) must be lowercase"),
-        ("", "invalid reference format"),
-        ("a b", "invalid reference format"),
-        ("-a", "invalid reference format"),
-        ("alpine:", "invalid reference format"),
-        ("alpine:a b", "invalid reference format"),
-        ("alpine@sha256:abc", "invalid reference format"),
-        ("http://x/y", "invalid reference format"),
-        (SHA, "cannot specify 64-byte hexadecimal strings"),
-        ("a" * 300, "invalid reference format"),
-    ],
-)
-def test_what_is_no_image_name_is_refused(text, message):
-    with pytest.raises(InvalidImageName) as caught:
-        ImageName.parse(text)
-    assert message in str(caught.value)
-
-
-@given(st.text(max_size=60))
-@settings(deadline=None, max_examples=200)
-def test_any_text_is_an_image_name_or_refused(text):
-    try:
-        name = ImageName.parse(text)
-    except InvalidImageName:
-        return
-    assert ImageName.parse(str(name)) == name
-    assert ImageName.parse(name.familiar) == name
 
 
 @pytest.mark.parametrize(

@@ -406,11 +406,11 @@ def _check_destinations(outputs: Sequence[Output]) -> None:
 
 def _check_tag(tag: str) -> None:
     """Raises UsageError for what is no image name."""
-    from pybuild.builder.image_names import ImageName, InvalidImageName
+    from pybuild.layers.references import InvalidReference, Reference
 
     try:
-        ImageName.parse(tag)
-    except InvalidImageName as error:
+        Reference.parse(tag)
+    except InvalidReference as error:
         raise UsageError(f"invalid tag {tag!r}: {error.message}", hint=error.hint) from error
 
 

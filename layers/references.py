@@ -17,8 +17,9 @@ from __future__ import annotations
 from typing import Final
 
 from pybuild.errors import PybuildError
-from pybuild.layers.digest import Digest, InvalidDigest
 from pybuild.values import dataclass, pattern, replace
+
+from .digest import Digest, InvalidDigest
 
 DEFAULT_HOST: Final = "docker.io"
 DEFAULT_NAMESPACE: Final = "library"
@@ -40,10 +41,9 @@ class InvalidReference(PybuildError):
     exit_code = 2
 
     def __init__(self, text: str, reason: str, *, hint: str | None = None) -> None:
-        shown = text if len(text) <= 200 else text[:200] + "…"
-        super().__init__(f"invalid reference {shown!r}: {reason}", hint=hint)
+        # The first words are those of the distribution project's package, which clients and scripts look for.
+        super().__init__(f"invalid reference format: {reason}", hint=hint)
         self.text = text
-        self.reason = reason
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,13 +63,13 @@ class Reference:
     def parse(cls, text: str) -> Reference:
         """Read a reference as a user types it. Raises InvalidReference."""
         if not text:
-            raise InvalidReference(text, "it is empty")
+            raise InvalidReference(text, "the name is empty")
         if len(text) > _INPUT_LIMIT:
-            raise InvalidReference(text, f"it is longer than {_INPUT_LIMIT} characters")
+            raise InvalidReference(text, f"the name is longer than {_INPUT_LIMIT} characters")
         if _IMAGE_ID.match(text):
             raise InvalidReference(
                 text,
-                "a repository name can't be 64 hexadecimal digits",
+                f"invalid repository name ({text}), cannot specify 64-byte hexadecimal strings",
                 hint=f"to name it by digest, write sha256:{text}",
             )
         name, at, digest_text = text.partition("@")
@@ -78,7 +78,7 @@ class Reference:
             try:
                 digest = Digest.parse(digest_text)
             except InvalidDigest as error:
-                raise InvalidReference(text, "what follows '@' is not a digest", hint=error.hint) from error
+                raise InvalidReference(text, f"{digest_text[:140]!r} is not a digest", hint=error.hint) from error
         name, tag = _split_tag(name)
         if tag is not None and not _TAG.match(tag):
             raise InvalidReference(
@@ -88,11 +88,13 @@ class Reference:
             )
         host, repository = _split_host(name)
         if not repository:
-            raise InvalidReference(text, "the repository is missing")
+            raise InvalidReference(text, f"the repository is missing in {text!r}")
         if not _HOST.match(host):
             raise InvalidReference(text, f"{host!r} is not a host name")
         if repository != repository.lower() and _PATH.match(repository.lower()):
-            raise InvalidReference(text, "repository name must be lowercase", hint=f"write {name.lower()!r}")
+            raise InvalidReference(
+                text, f"repository name ({repository}) must be lowercase", hint=f"write {name.lower()!r}"
+            )
         if not _PATH.match(repository):
             hint = "remove the scheme: a reference is not a URL" if "://" in text else None
             raise InvalidReference(text, f"{repository!r} is not a repository name", hint=hint)
@@ -141,6 +143,10 @@ class Reference:
     def with_digest(self, digest: Digest) -> Reference:
         """The repository with this digest and no tag."""
         return replace(self, tag=None, digest=digest)
+
+    def pinned(self, digest: Digest) -> Reference:
+        """With ``digest``; a tag is kept."""
+        return replace(self, digest=digest)
 
     def __str__(self) -> str:
         return self.familiar
