@@ -251,7 +251,6 @@ class NamespaceExecutor:
             "privileged": spec.insecure,
             "control_group_parent": expand_slice(spec.cgroup_parent),
             "limits": list(spec.resources),
-            "oom_score_adj": 0,
             "terminal": _window_size() if spec.terminal else None,
         }
 

@@ -72,7 +72,6 @@ if TYPE_CHECKING:
         privileged: bool
         control_group_parent: str
         limits: list[tuple[str, str]]
-        oom_score_adj: int
         terminal: tuple[int, int] | None
 
 
@@ -1153,6 +1152,11 @@ def enter_root(step: Step) -> None:
     os.chdir("/")
 
 
+def _stop_imports() -> None:
+    """Leave only the modules that are built in: below the new root, the paths of the others are the step's own files."""
+    sys.meta_path[:] = [finder for finder in sys.meta_path if getattr(finder, "__name__", "") != "PathFinder"]
+
+
 def open_terminal(size: tuple[int, int]) -> tuple[int, int]:
     """A pseudo-terminal of the step's own devpts, of ``size`` rows and columns, as this process's controlling terminal:
     descriptors of its master and its slave."""
@@ -1181,6 +1185,7 @@ def run_step(request: Request, channel: _socket.socket, output: tuple[int, int],
         os.setsid()
         step = set_up(request, groups)
         step.notices += groups.notices
+        _stop_imports()
         enter_root(step)
         descriptors = [listener.fileno() for listener in step.listeners]
         if request["terminal"] is not None:
@@ -1205,9 +1210,6 @@ def run_step(request: Request, channel: _socket.socket, output: tuple[int, int],
             ) from None
         for resource, soft, hard in request["rlimits"]:
             _set_limit(step, resource, soft, hard)
-        if request["oom_score_adj"]:
-            with open("/proc/self/oom_score_adj", "w") as score:
-                score.write(str(request["oom_score_adj"]))
         keyctl = SYS_KEYCTL.get(os.uname().machine)
         if keyctl is not None:
             try:

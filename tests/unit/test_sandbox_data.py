@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pybuild.daemon import capabilities, seccomp
+from pybuild.daemon import capabilities, sandbox, seccomp
 from pybuild.daemon.executor import expand_slice, kernel_version
 from pybuild.daemon.resolver import hosts_file, resolv_conf_file
 from pybuild.daemon.stubs import remove_stubs
@@ -223,3 +225,12 @@ def test_stubs_are_removed_only_while_empty_and_never_through_links(tmp_path: Pa
     assert (upper / "a").stat().st_mtime_ns == 5
     assert upper.stat().st_mtime_ns == 7
     assert sorted(path.name for path in outside.iterdir()) == ["file", "sub"]
+
+
+def test_nothing_is_imported_from_a_steps_files(tmp_path: Path) -> None:
+    (tmp_path / "anything.py").write_text("raise SystemExit('imported')")
+    code = (
+        f"{sandbox.import_statement()}; sys.path.insert(0, {str(tmp_path)!r}); sandbox._stop_imports(); import anything"
+    )
+    done = subprocess.run([sys.executable, "-I", "-S", "-c", code], capture_output=True, text=True, check=False)
+    assert done.stderr.endswith("ModuleNotFoundError: No module named 'anything'\n")
