@@ -100,7 +100,12 @@ class ArgparseParser(argparse.ArgumentParser):
     def _remedy(self, name: str) -> str:
         if name in ("--root", "--config", "--host", "-H", "--log-level", "--debug", "-D"):
             return f"global options come before the command: pybuild {name} … {self._command}"
-        close = get_close_matches(name, [each for each in self._option_string_actions if each.startswith("--")], n=1)
+        shown = [
+            each
+            for each, action in self._option_string_actions.items()
+            if each.startswith("--") and action.help != argparse.SUPPRESS
+        ]
+        close = get_close_matches(name, shown, n=1)
         return f"did you mean {close[0]}?" if close else f"see 'pybuild {self._command} --help'"
 
 

@@ -131,8 +131,10 @@ class PlainRenderer:
         if event.cached:
             self._line(step, "CACHED")
         elif event.error is not None:
+            from .report import visible
+
             canceled = event.error.endswith("context canceled")
-            self._line(step, "CANCELED" if canceled else f"ERROR: {event.error}")
+            self._line(step, "CANCELED" if canceled else f"ERROR: {visible(event.error)}")
         else:
             if event.reason and event.reason not in _NO_NEWS:
                 self._line(step, f"reason: {event.reason}")

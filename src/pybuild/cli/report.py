@@ -21,14 +21,14 @@ def report_error(error: PybuildError, *, stream: TextIO | None = None) -> None:
     listing = getattr(error, "listing", None) or getattr(error, "excerpt", None)
     text = listing() if callable(listing) else ""
     if text:
-        lines = _visible(text.rstrip("\n")).split("\n")
+        lines = visible(text.rstrip("\n")).split("\n")
         print("\n".join(line if len(line) <= _LINE else f"{line[:_LINE]}…" for line in lines), file=out)
     if error.hint:
-        print(f"hint: {_visible(error.hint)}", file=out)
-    print(f"ERROR: {_visible(error.message)}", file=out)
+        print(f"hint: {visible(error.hint)}", file=out)
+    print(f"ERROR: {visible(error.message)}", file=out)
 
 
-def _visible(text: str) -> str:
+def visible(text: str) -> str:
     """What others wrote, without what would steer a terminal (but for colors); bytes that are not UTF-8 are shown as such."""
     if text.isprintable():
         return text
