@@ -103,9 +103,9 @@ def test_ctrl_c_ends_an_export(pybuild: Pybuild, tmp_path: Path) -> None:
     # Random, and compressed as well as can be: it takes longer than until the signal.
     pybuild.build("FROM busybox\nRUN head -c 100000000 /dev/urandom > /big\n", context)
     for output in ("type=oci,dest=out", "type=docker,dest=out", "type=oci,dest=out,tar=false"):
+        arguments = ["-o", f"{output},compression=zstd,compression-level=19", "--progress=plain", str(context)]
         process = subprocess.Popen(
-            [sys.executable, "-m", "pybuild", "--root", str(pybuild.root), "build", "--progress=plain"]
-            + ["-o", f"{output},compression=zstd,compression-level=19", str(context)],
+            [sys.executable, "-m", "pybuild", "--root", str(pybuild.root), "build", *arguments],
             cwd=tmp_path,
             stderr=subprocess.PIPE,
             text=True,
