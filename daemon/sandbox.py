@@ -1529,10 +1529,10 @@ def main(*, old_mount_calls: bool = False) -> None:
         if process == 0:
             prctl(PR_SET_PDEATHSIG, _signal.SIGKILL)
             mount(b"none", b"/", flags=MS_REC | MS_SLAVE)
-            if Machine.user_namespace:
-                serve(control, groups, old_mount_calls=old_mount_calls)
-            else:
+            if not Machine.user_namespace or os.access(b"/proc/self/exe", os.W_OK):
                 _execute_protected(control, groups, old_mount_calls=old_mount_calls)
+            else:
+                serve(control, groups, old_mount_calls=old_mount_calls)
     except OSError as error:
         send(control, ("failed", "setup", error.errno or 0, f"can't make namespaces: {_describe(error)}"), ())
         groups.remove_base()
@@ -1570,11 +1570,13 @@ def _execute_protected(control: _socket.socket, groups: ControlGroups, *, old_mo
 
     A step could have itself replaced by the launcher's interpreter, as a script of /proc/self/exe, and, being root, write to that file
     on the host (CVE-2019-5736 of another runtime). The mount that an executed file was opened through stays with it, so it is
-    made read-only. In a user namespace the file's owner isn't the step's root.
+    made read-only. In a user namespace that matters where the interpreter is the user's own.
     """
     interpreter = os.readlink(b"/proc/self/exe")
+    # What the mount has of these a user namespace may not take away; ST_* and MS_* have the same values (statvfs(3)).
+    kept = os.statvfs(interpreter).f_flag & (NOSUID | NODEV | NOEXEC)
     mount(interpreter, interpreter, flags=MS_BIND)
-    mount(b"none", interpreter, flags=MS_BIND | MS_REMOUNT | MS_RDONLY)
+    mount(b"none", interpreter, flags=MS_BIND | MS_REMOUNT | MS_RDONLY | kept)
     os.dup2(control.fileno(), 0)
     values = (groups.name, groups.base, old_mount_calls)
     code = f"{import_statement()}; sandbox.launch(*{values!r})"
@@ -1586,7 +1588,8 @@ def launch(name: bytes, base: bytes | None, old_mount_calls: bool) -> None:
     control = _socket.socket(fileno=os.dup(0))
     os.dup2(1, 0)
     _reset_signals()
-    groups = ControlGroups(name, guard=attach_device_program)
+    guard = None if in_user_namespace() else attach_device_program
+    groups = ControlGroups(name, guard=guard)
     groups.base = base
     serve(control, groups, old_mount_calls=old_mount_calls)
 
