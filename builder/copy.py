@@ -69,7 +69,8 @@ def plan_make(op: FileMake, *, parent: FileView | None) -> CopyPlan:
     owner, warnings = _owner(op.user, parent)
     tree = PendingTree(parent)
     uid, gid = (0, 0) if owner is None else (owner.uid, owner.gid)
-    tree.make_directories(tree.resolve(op.directory), mode=op.mode, uid=uid, gid=gid)
+    made_ns = MADE_NS if op.epoch is None else op.epoch * 1_000_000_000
+    tree.make_directories(tree.resolve(op.directory), mode=op.mode, uid=uid, gid=gid, mtime_ns=made_ns)
     return CopyPlan(tuple(tree.entries()), warnings)
 
 

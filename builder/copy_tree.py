@@ -100,7 +100,7 @@ class PendingTree:
         """True if ``path`` is a directory made here that has nothing in it yet."""
         return path in self._new_directories and next(reversed(self.made)) == path
 
-    def make_directories(self, path: str, *, mode: int, uid: int = 0, gid: int = 0) -> None:
+    def make_directories(self, path: str, *, mode: int, uid: int = 0, gid: int = 0, mtime_ns: int = MADE_NS) -> None:
         """Make the directory ``path`` (links resolved) and what is missing above it. Raises NotADirectory."""
         missing: list[str] = []
         while path:
@@ -112,7 +112,7 @@ class PendingTree:
             missing.append(path)
             path = parent_of(path)
         for directory in reversed(missing):
-            self.put(LayerEntry(directory, Kind.DIRECTORY, mode, uid, gid, MADE_NS))
+            self.put(LayerEntry(directory, Kind.DIRECTORY, mode, uid, gid, mtime_ns))
 
     def put(self, entry: LayerEntry, *, group: object = None) -> None:
         """Set what is at a path. ``group``: equal for hard links of one file."""

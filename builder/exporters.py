@@ -242,6 +242,8 @@ class Exporters:
                 snapshots=parts.snapshots,
             )
         if len(manifests) == 1 and not self._request.several_platforms():
+            if options.annotations.index or options.annotations.index_descriptor:
+                raise PybuildError("index annotations not supported for single platform export")
             return _Written(manifests[0], _config_digest(written[0].config))
         index = write_index(manifests, options=options, write=parts.blobs.write)
         self._note(step, f"exporting manifest list {index.digest}")

@@ -207,12 +207,14 @@ class FileCopy:
 
 @dataclass(frozen=True, slots=True)
 class FileMake:
-    """WORKDIR: make ``directory`` (absolute) and its missing parents, owned by ``user`` (as USER was written)."""
+    """WORKDIR: make ``directory`` (absolute) and its missing parents, owned by ``user`` (as USER was written), of the moment
+    ``epoch`` (seconds; the build's SOURCE_DATE_EPOCH)."""
 
     directory: str
     user: str = ""
     mode: int = 0o755
     nonce: str = ""
+    epoch: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

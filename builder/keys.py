@@ -148,6 +148,7 @@ def encode(op: Op, inputs: Sequence[str]) -> Json:
                 "user": op.user,
                 "mode": op.mode,
                 "nonce": op.nonce or None,
+                **({} if op.epoch is None else {"epoch": op.epoch}),
                 "root": _at(inputs, 0),
             }
         case Merge():

@@ -282,6 +282,7 @@ class _Lowering:
             proxies=proxy_environment(options.proxies, self._given),
             several_platforms=options.several_platforms,
             escape=self._dockerfile.escape,
+            epoch=self._epoch,
         )
 
     def _ignores_cache(self, node: StageNode) -> bool:

@@ -187,7 +187,9 @@ class InstructionLowering:
             state.commit_config(text)
             return
         shown = state.shown(instruction)
-        operation = FileMake(directory=clean_path(directory), user=state.config.user, nonce=state.nonce())
+        operation = FileMake(
+            directory=clean_path(directory), user=state.config.user, nonce=state.nonce(), epoch=state.settings.epoch
+        )
         title = state.next_title(shown)
         vertex = state.make(operation, (state.root(),), title=title, text=shown, span=instruction.span)
         state.commit_layer(vertex, text, buildkit=False)

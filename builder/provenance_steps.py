@@ -180,6 +180,8 @@ def _body(op: Op, numbers: Mapping[int, int]) -> tuple[Object, Platform | None]:
             return {"file": {"actions": _copy_actions(op, numbers)}}, None
         case FileMake():
             directory: Object = {"path": op.directory, "mode": op.mode, "makeParents": True, "timestamp": -1}
+            if op.epoch is not None:
+                directory["timestamp"] = op.epoch * 1_000_000_000
             if op.user:
                 directory["owner"] = _owner(op.user)
             return {"file": {"actions": [_action({"mkdir": directory}, numbers.get(0, -1), -1, 0)]}}, None

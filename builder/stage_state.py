@@ -38,6 +38,7 @@ class StepSettings:
     proxies: tuple[tuple[str, str], ...] = ()
     several_platforms: bool = False
     escape: str = "\\"
+    epoch: int | None = None
 
 
 @dataclass(slots=True, eq=False)

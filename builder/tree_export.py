@@ -26,7 +26,7 @@ class ExportFailed(PybuildError):
 
 
 def entries_of(view: FileView, *, prefix: str = "", epoch: int | None = None) -> Iterator[LayerEntry]:
-    """Every path of ``view`` in order, as tar entries below ``prefix``; sockets are left out; ``epoch`` clamps the times."""
+    """Every path of ``view`` in order, as tar entries below ``prefix``; sockets are left out; ``epoch`` is every time then."""
     first_of: dict[tuple[int, int], str] = {}
     pending = [("", node_path) for node_path in reversed(view.children(""))]
     if prefix:
@@ -43,7 +43,7 @@ def entries_of(view: FileView, *, prefix: str = "", epoch: int | None = None) ->
 def _entry(
     view: FileView, path: str, node: Node, *, prefix: str, epoch: int | None, first_of: dict[tuple[int, int], str]
 ) -> LayerEntry:
-    mtime_ns = node.mtime_ns if epoch is None else min(node.mtime_ns, epoch * 10**9)
+    mtime_ns = node.mtime_ns if epoch is None else epoch * 10**9
     kind, link = node.kind, node.target
     if node.kind is Kind.FILE and node.identity is not None:
         earlier = first_of.setdefault(node.identity, prefix + path)
@@ -205,7 +205,7 @@ class _DirectoryExport:
         os.utime(name, ns=(mtime_ns, mtime_ns), dir_fd=directory, follow_symlinks=False)
 
     def _mtime_ns(self, node: Node) -> int:
-        return node.mtime_ns if self._epoch is None else min(node.mtime_ns, self._epoch * 10**9)
+        return node.mtime_ns if self._epoch is None else self._epoch * 10**9
 
 
 def _make_room(directory: int, name: str, node: Node) -> None:

@@ -24,6 +24,7 @@ class StoreRewrites:
 
     def limited(self, diff_id: Digest, *, epoch: int) -> Digest:
         """See LayerRewrites."""
+        from pybuild.builder.copy_tree import MADE_NS
         from pybuild.layers.compression import Compression
         from pybuild.layers.entries import Layer
         from pybuild.layers.layer_compressor import LayerCompressor
@@ -33,7 +34,7 @@ class StoreRewrites:
         compressor = LayerCompressor(store.root, blobs=store.blobs, layers=store.layers)
         tar = compressor.blob_for(diff_id, Compression.UNCOMPRESSED, force=True)
         with store.blobs.open(tar.digest, size=tar.size) as source, store.blobs.ingest() as ingest:
-            limit_times(source, ingest.write, latest=epoch)
+            limit_times(source, ingest.write, latest=epoch, unknown=MADE_NS // 1_000_000_000)
             digest, size = ingest.commit()
         known = store.layers.get(diff_id)
         store.layers.register(Layer(digest, size, empty=known is not None and known.empty))

@@ -30,16 +30,18 @@ class Source(Protocol):
     def read(self, size: int, /) -> bytes: ...
 
 
-def limit_times(source: Source, write: Callable[[bytes], object], *, latest: int) -> None:
-    """Copy the tar, with no time of an entry after ``latest`` (seconds since the epoch). Raises DamagedTar."""
-    _Copy(source, write, latest).run()
+def limit_times(source: Source, write: Callable[[bytes], object], *, latest: int, unknown: int | None = None) -> None:
+    """Copy the tar, with no time of an entry after ``latest`` (seconds since the epoch); a modification time of exactly ``unknown``
+    stands for none and becomes ``latest`` too. Raises DamagedTar."""
+    _Copy(source, write, latest, unknown).run()
 
 
 class _Copy:
-    def __init__(self, source: Source, write: Callable[[bytes], object], latest: int) -> None:
+    def __init__(self, source: Source, write: Callable[[bytes], object], latest: int, unknown: int | None) -> None:
         self._source = source
         self._write = write
         self._latest = latest
+        self._unknown = unknown
 
     def run(self) -> None:
         pending: tuple[bytes, dict[bytes, bytes]] | None = None
@@ -59,7 +61,7 @@ class _Copy:
             size = int(records.get(b"size", size))
             self._write_pending(pending, records)
             pending = None
-            self._write(self._limited(block, was_later=b"mtime" in records and records[b"mtime"] == b""))
+            self._write(self._limited(block, own=records.get(b"mtime")))
             if kind == b"S" and block[482]:
                 while (extension := self._read(_BLOCK))[504]:
                     self._write(extension)
@@ -85,8 +87,10 @@ class _Copy:
         self._write(_with(header, (124, 12), b"%011o\0" % len(body)))
         self._write(body + bytes(-len(body) % _BLOCK))
 
-    def _limited(self, block: bytes, *, was_later: bool) -> bytes:
-        if was_later or _number(block[136:148]) > self._latest:
+    def _limited(self, block: bytes, *, own: bytes | None) -> bytes:
+        """``own``: the time in the extended header, empty if that was too late."""
+        seconds = _number(block[136:148])
+        if own == b"" or seconds > self._latest or (own is None and seconds == self._unknown):
             block = _with(block, _MTIME, b"%011o\0" % self._latest)
         if block[257:265] == b"ustar  \0":
             for start, length in _GNU_TIMES:

@@ -29,6 +29,22 @@ def members(data: bytes) -> list[tuple[object, ...]]:
         ]  # fmt: skip
 
 
+def test_a_time_that_stands_for_none_becomes_the_latest() -> None:
+    source, out = io.BytesIO(), io.BytesIO()
+    with tarfile.open(fileobj=source, mode="w", format=tarfile.PAX_FORMAT) as tar:
+        for name, mtime in (("made", 315_619_200), ("near", 315_619_200.5), ("early", 7)):
+            member = tarfile.TarInfo(name)
+            member.mtime = mtime
+            tar.addfile(member)
+    source.seek(0)
+    limit_times(source, out.write, latest=LATEST, unknown=315_619_200)
+    assert [(row[0], row[5]) for row in members(out.getvalue())] == [
+        ("made", LATEST),
+        ("near", 315_619_200.5),
+        ("early", 7),
+    ]
+
+
 entries = st.lists(
     st.tuples(
         st.text(
