@@ -317,12 +317,11 @@ def reference_text(text: str, *, option: str) -> str:
 
 
 def _size(text: str, *, option: str) -> int:
-    units = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
-    number = text.lower().removesuffix("b").removesuffix("i")
-    unit = number[-1:] if number[-1:].isalpha() else ""
+    from pybuild.parser.go_text import parse_size
+
     try:
-        return int(float(number.removesuffix(unit)) * units[unit]) if text else 0
-    except (ValueError, KeyError):
+        return parse_size(text) if text else 0
+    except ValueError:
         raise UsageError(f"invalid max-size {text!r} in {option}", hint="write it like 500MB or 2GB") from None
 
 

@@ -9,15 +9,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Final
 
 from pybuild.layers.image import HealthCheck, History
+from pybuild.parser.go_text import quote
 from pybuild.values import replace
 
 COMMENT: Final = "buildkit.dockerfile.v0"
 EXPORTER_COMMENT: Final = "buildkit.exporter.image.v0"
 """Marks an entry for a layer that no instruction made (a named context in place of an image)."""
-
-_ESCAPES: Final = {
-    "\a": "\\a", "\b": "\\b", "\f": "\\f", "\n": "\\n", "\r": "\\r", "\t": "\\t", "\v": "\\v", "\\": "\\\\", '"': '\\"',
-}  # fmt: skip
 
 
 def config_entry(text: str) -> History:
@@ -70,24 +67,6 @@ def healthcheck_text(check: HealthCheck) -> str:
         f" Timeout:{duration(check.timeout_ns)} StartPeriod:{duration(check.start_period_ns)}"
         f" StartInterval:{duration(check.start_interval_ns)} Retries:{check.retries}}}"
     )
-
-
-def quote(text: str) -> str:
-    """``text`` as Go's ``strconv.Quote`` writes it."""
-    out = []
-    for character in text:
-        code = ord(character)
-        if character in _ESCAPES:
-            out.append(_ESCAPES[character])
-        elif 0xDC80 <= code <= 0xDCFF:  # an undecodable byte, kept by surrogateescape
-            out.append(f"\\x{code - 0xDC00:02x}")
-        elif character == " " or character.isprintable():
-            out.append(character)
-        elif code < 0x20 or code == 0x7F:
-            out.append(f"\\x{code:02x}")
-        else:
-            out.append(f"\\u{code:04x}" if code <= 0xFFFF else f"\\U{code:08x}")
-    return f'"{"".join(out)}"'
 
 
 def duration(nanoseconds: int) -> str:

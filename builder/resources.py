@@ -7,10 +7,10 @@ from collections.abc import Iterable
 from typing import Final
 
 from pybuild.errors import UsageError
+from pybuild.parser.go_text import parse_size, parse_unsigned
 
 RESOURCES: Final = ("memory", "memory-swap", "cpu-shares", "cpu-period", "cpu-quota", "cpuset-cpus", "cpuset-mems")
-_SIZE: Final = re.compile(r"(\d+(?:\.\d+)?) ?([kmgtp]?)(?:i?b)?\Z", re.IGNORECASE)
-_SET: Final = re.compile(r"\d+(?:-\d+)?(?:,\d+(?:-\d+)?)*\Z")
+_SET: Final = re.compile(r"[0-9]+(?:-[0-9]+)?(?:,[0-9]+(?:-[0-9]+)?)*\Z")
 
 
 def parse_resources(given: Iterable[str]) -> tuple[tuple[str, str], ...]:
@@ -33,10 +33,10 @@ def _value(name: str, value: str) -> str:
         return value
     if name == "memory-swap" and value == "-1":
         return value
-    match = _SIZE.match(value) if name.startswith("memory") else re.match(r"(\d+)()\Z", value)
-    if match is None:
-        raise UsageError(f"invalid {name} value: {value}")
-    number = int(float(match[1]) * 1024 ** " kmgtp".index(match[2].lower() or " "))
+    try:
+        number = parse_size(value) if name.startswith("memory") else parse_unsigned(value, base=10, bits=64)
+    except ValueError:
+        raise UsageError(f"invalid {name} value: {value}") from None
     if number <= 0:
         allowed = "must be -1 (unlimited) or > 0" if name == "memory-swap" else "must be > 0"
         raise UsageError(f"invalid {name} value: {value}: {allowed}")

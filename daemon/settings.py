@@ -18,7 +18,6 @@ and before the sections ``provenanceEnvDir = "DIRECTORY"``.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -26,7 +25,6 @@ from typing import Any
 from pybuild.errors import PybuildError
 from pybuild.values import dataclass, field, pattern
 
-_SIZE = pattern(r"\s*(\d+(?:\.\d+)?)\s*([kmgtp]?)(i?)b?\s*\Z", re.IGNORECASE)
 _DURATION = pattern(r"(\d+(?:\.\d+)?)(ms|s|m|h|d|w)")
 _SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0, "w": 604800.0}
 
@@ -65,16 +63,18 @@ class Settings:
 
 
 def parse_size(text: str | int) -> int:
-    """Bytes from ``50GB``, ``512MiB``, ``10m`` or a plain number; units are powers of 1024 unless written like ``GB``… as Docker
-    reads them: ``k``/``kb``/``kib`` all mean 1024. Raises InvalidSettings."""
+    """Bytes from ``50GB``, ``512MiB``, ``10m`` or a plain number, as Docker reads them: ``k``, ``kb`` and ``kib`` all mean 1024.
+    Raises InvalidSettings."""
     if isinstance(text, int):
         return text
-    match = _SIZE.match(text)
-    if match is None:
+    from pybuild.parser import go_text
+
+    try:
+        return go_text.parse_size(text.strip())
+    except ValueError:
         raise InvalidSettings(
             f"invalid size {text!r}", hint="write a number with an optional unit, such as 512MB or 10GB"
-        )
-    return int(float(match[1]) * 1024 ** " kmgtp".index(match[2].lower() or " "))
+        ) from None
 
 
 def parse_duration(text: str | int | float) -> float:
