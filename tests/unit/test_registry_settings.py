@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from pybuild.cli.environment import Environment
 from pybuild.registry_client.certificates import BadCertificate, certificates_for
 from pybuild.registry_client.endpoints import places
 from pybuild.registry_client.settings import (
@@ -47,6 +48,16 @@ def test_unknown_keys_are_collected_and_wrong_types_refused() -> None:
     for table in ({"http": "yes"}, {"mirrors": [1]}, {"keypair": [{"cert": "only"}]}, "text"):
         with pytest.raises(InvalidSettings):
             RegistrySettings.from_tables({"r.example": table})
+
+
+def test_unknown_keys_of_every_section_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "pybuild.toml"
+    file.write_text('[registry."r.example"]\nmirror = ["x"]\n[gc]\nmax = 1\n')
+    environment = Environment(root=tmp_path, config_file=file, host=None, debug=False, log_level="info", variables={})
+    assert environment.settings().registry == {"r.example": {"mirror": ["x"]}}
+    assert capsys.readouterr().err.splitlines() == [
+        f"warning: {file}: unknown key {key!r} is ignored" for key in ("gc.max", 'registry."r.example".mirror')
+    ]
 
 
 @pytest.mark.parametrize(

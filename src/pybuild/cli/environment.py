@@ -54,6 +54,10 @@ class Environment:
         from pybuild.daemon.settings import load_settings
 
         settings, unknown = load_settings(self.config_file)
+        if settings.registry:
+            from pybuild.registry_client.settings import RegistrySettings
+
+            unknown += RegistrySettings.from_tables(settings.registry).unknown_keys
         for key in unknown:
             print(f"warning: {self.config_file}: unknown key {key!r} is ignored", file=sys.stderr)
         return settings
