@@ -65,7 +65,6 @@ class _Unpacker:
         self._spool = spool
 
     def add(self, reader: TarReader, entry: TarEntry) -> None:
-        _check_name(entry.name)
         if not entry.path:
             return
         tree = self._tree
@@ -114,11 +113,3 @@ class _Unpacker:
         if node is None or node.kind is Kind.DIRECTORY:
             raise BadArchive(f"hard link {entry.name!r} of the archive refers to {entry.link!r}, which is not there")
         return origin
-
-
-def _check_name(name: str) -> None:
-    depth = 0
-    for part in name.split("/"):
-        depth += (part not in ("", ".", "..")) - (part == "..")
-        if depth < 0:
-            raise BadArchive(f"invalid entry name {name!r}: it leads out of the destination")
