@@ -15,6 +15,7 @@ import threading
 from pathlib import Path
 
 import pytest
+from fakes.seccomp_kernel import call_number, evaluate
 
 from pybuild.builder.protocols import ProcessSpec
 from pybuild.daemon import capabilities, sandbox, seccomp
@@ -230,7 +231,7 @@ def test_the_program_answers_as_libseccomps_does(bounding: int, tmp_path: Path) 
     for architecture in architectures:
         audit = profile["audit"][architecture]
         flag = seccomp.X32_BIT if architecture == "x32" else 0
-        calls = {seccomp.call_number(call, architecture): call for call in profile["numbers"]}
+        calls = {call_number(call, architecture): call for call in profile["numbers"]}
         newest = max(number for number in calls if number is not None and number < 0xF0000)
         for number in range(newest + 1):
             if number in calls and calls[number] not in known:
@@ -261,8 +262,8 @@ def test_the_program_answers_as_libseccomps_does(bounding: int, tmp_path: Path) 
                 # Registers of the compatible architectures have 32 bits.
                 samples = [arguments for arguments in samples if max(arguments, default=0) < 1 << 32]
             for arguments in samples:
-                answer = seccomp.evaluate(ours, audit=audit, number=number | flag, arguments=arguments)
-                expected = seccomp.evaluate(theirs, audit=audit, number=number | flag, arguments=arguments)
+                answer = evaluate(ours, audit=audit, number=number | flag, arguments=arguments)
+                expected = evaluate(theirs, audit=audit, number=number | flag, arguments=arguments)
                 if answer == seccomp.RET_ERRNO | errno.ENOSYS and number not in calls:
                     continue  # beyond the newest call that the rules of this set name
                 assert answer == expected, (architecture, number, calls.get(number), arguments)

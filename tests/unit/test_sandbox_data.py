@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from fakes.seccomp_kernel import PROFILE, call_number, evaluate
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -17,7 +17,6 @@ from pybuild.daemon.executor import expand_slice, kernel_version
 from pybuild.daemon.resolver import hosts_file, resolv_conf_file
 from pybuild.daemon.stubs import remove_stubs
 
-PROFILE = json.loads((Path(seccomp.__file__).parent / "seccomp_default.json").read_text())
 ALLOW = seccomp.RET_ALLOW
 EPERM = seccomp.RET_ERRNO | 1
 ENOSYS = seccomp.RET_ERRNO | 38
@@ -37,7 +36,7 @@ def test_names_and_masks_are_inverse(bits: int) -> None:
 
 def _expected(number: int, architecture: str, machine: str, bounding: int, arguments: tuple[int, ...]) -> int:
     """What the profile's rules say of a call, read one after the other."""
-    names = {call for call, row in PROFILE["numbers"].items() if seccomp.call_number(call, architecture) == number}
+    names = {call for call, row in PROFILE["numbers"].items() if call_number(call, architecture) == number}
     known = 0
     actions = []
     for rule in PROFILE["rules"]:
@@ -50,7 +49,7 @@ def _expected(number: int, architecture: str, machine: str, bounding: int, argum
             continue
         if "unless_machine" in rule and machine in rule["unless_machine"]:
             continue
-        numbers = [seccomp.call_number(call, architecture) for call in rule["calls"]]
+        numbers = [call_number(call, architecture) for call in rule["calls"]]
         known = max([known, *(value for value in numbers if value is not None and value < 0xF0000)])
         if not names & set(rule["calls"]):
             continue
@@ -107,7 +106,7 @@ def test_the_program_answers_as_the_rules_say(
 ) -> None:
     machine, architecture, audit = target
     program = seccomp.default_program(bounding, machine=machine, kernel=(6, 1))
-    actual = seccomp.evaluate(
+    actual = evaluate(
         program,
         audit=audit,
         number=number | (seccomp.X32_BIT if architecture == "x32" else 0),
@@ -135,25 +134,25 @@ def test_the_program_answers_as_the_rules_say(
     ],
 )
 def test_well_known_calls(call: str, arguments: tuple[int, ...], answer: int) -> None:
-    number = seccomp.call_number(call, "x86_64")
+    number = call_number(call, "x86_64")
     assert number is not None
-    assert seccomp.evaluate(DEFAULT, audit=X86_64, number=number, arguments=arguments) == answer
+    assert evaluate(DEFAULT, audit=X86_64, number=number, arguments=arguments) == answer
 
 
 def test_a_call_newer_than_the_profile_is_unknown_and_an_old_one_refused() -> None:
-    assert seccomp.evaluate(DEFAULT, audit=X86_64, number=467) == ENOSYS
-    assert seccomp.evaluate(DEFAULT, audit=X86_64, number=134) == EPERM
+    assert evaluate(DEFAULT, audit=X86_64, number=467) == ENOSYS
+    assert evaluate(DEFAULT, audit=X86_64, number=134) == EPERM
 
 
 def test_another_architecture_is_killed() -> None:
-    assert seccomp.evaluate(DEFAULT, audit=AARCH64, number=0) == seccomp.RET_KILL_THREAD
+    assert evaluate(DEFAULT, audit=AARCH64, number=0) == seccomp.RET_KILL_THREAD
 
 
 def test_ptrace_needs_a_kernel_that_keeps_it_inside_the_filter() -> None:
-    number = seccomp.call_number("ptrace", "x86_64")
+    number = call_number("ptrace", "x86_64")
     assert number is not None
     old = seccomp.default_program(capabilities.DEFAULT, machine="x86_64", kernel=(4, 7))
-    assert seccomp.evaluate(old, audit=X86_64, number=number) == EPERM
+    assert evaluate(old, audit=X86_64, number=number) == EPERM
 
 
 def test_a_program_fits_the_kernels_limit() -> None:
