@@ -5,6 +5,8 @@ level alone, never on the number of threads or on how the input was cut into wri
 
 A gzip stream is one member with a bare header (RFC 1952: no name, no time). It is made of blocks of 1 MiB of input, each
 deflated on its own with the 32 KiB before it as dictionary and ended on a byte boundary, so that threads can share the work.
+Above level 3, runs of pieces of a block that samples show to be incompressible (media, archives, keys) are deflated on their own
+by igzip's first level, which passes over such bytes 14 times as fast as zlib-ng and still takes what the samples missed.
 """
 
 from __future__ import annotations
@@ -39,6 +41,8 @@ from .descriptor import (
 )
 
 _BLOCK_BYTES: Final = 1 << 20
+_PIECE_BYTES: Final = 1 << 17
+_SAMPLE_BYTES: Final = 1 << 11
 _WINDOW_BYTES: Final = 1 << 15
 
 Sink: TypeAlias = Callable[[bytes], object]
@@ -223,6 +227,7 @@ class _Gzip(Compressor):
         self._crc32: Callable[[bytes, int], int] = isal_zlib.crc32
         self._level = _GZIP_DEFAULT_LEVEL if level is None else level
         self._deflater = _deflaters(self._level)
+        self._quick = _deflaters(1) if self._level > 3 else None
         self._block = bytearray()
         self._dictionary = b""
         self._crc = 0
@@ -250,7 +255,7 @@ class _Gzip(Compressor):
             if self._workers:
                 self._submit()
             else:
-                self._emit(self._next_job().run(self._deflater, self._crc32))
+                self._emit(self._next_job().run(self._deflater, self._quick))
         while self._running:
             self._collect()
         self._sink(_GZIP_END + self._crc.to_bytes(4, "little") + (self._length & 0xFFFFFFFF).to_bytes(4, "little"))
@@ -274,7 +279,7 @@ class _Gzip(Compressor):
     def _submit(self) -> None:
         job = self._next_job()
         if self._threads == 1:
-            self._emit(job.run(self._deflater, self._crc32))
+            self._emit(job.run(self._deflater, self._quick))
             return
         if len(self._workers) < self._threads:
             worker = threading.Thread(target=self._work, name="gzip", daemon=True)
@@ -288,7 +293,7 @@ class _Gzip(Compressor):
     def _work(self) -> None:
         while (job := self._jobs.get()) is not None:
             try:
-                job.run(self._deflater, self._crc32)
+                job.run(self._deflater, self._quick)
             except BaseException as error:  # handed to the writing thread
                 job.error = error
             job.done.set()
@@ -319,7 +324,31 @@ class _Job:
         self.done = threading.Event()
         self.error: BaseException | None = None
 
-    def run(self, deflater: Callable[[bytes], _RawDeflater], crc32: Callable[[bytes, int], int]) -> _Job:
-        stream = deflater(self.dictionary)
-        self.output = stream.compress(self.data) + stream.flush(_SYNC_FLUSH)
+    def run(self, deflater: Callable[[bytes], _RawDeflater], quick: Callable[[bytes], _RawDeflater] | None) -> _Job:
+        """``quick``: what makes the streams of incompressible pieces; None if ``deflater`` is as quick itself."""
+        runs = [(0, len(self.data), False)] if quick is None else _runs(self.data, quick)
+        parts: list[bytes] = []
+        for start, end, incompressible in runs:
+            before = self.data[start - _WINDOW_BYTES : start] if start else self.dictionary
+            stream = quick(b"") if quick is not None and incompressible else deflater(before)
+            parts += (stream.compress(self.data[start:end]), stream.flush(_SYNC_FLUSH))
+        self.output = b"".join(parts)
         return self
+
+
+def _runs(data: bytes, quick: Callable[[bytes], _RawDeflater]) -> list[tuple[int, int, bool]]:
+    """``data`` as runs: where each starts and ends, and whether it is incompressible as far as samples tell."""
+    runs: list[tuple[int, int, bool]] = []
+    for start in range(0, len(data), _PIECE_BYTES):
+        end = min(start + _PIECE_BYTES, len(data))
+        incompressible = end - start == _PIECE_BYTES and _incompressible(data, start, quick)
+        if runs and runs[-1][2] == incompressible:
+            start = runs.pop()[0]
+        runs.append((start, end, incompressible))
+    return runs
+
+
+def _incompressible(data: bytes, start: int, quick: Callable[[bytes], _RawDeflater]) -> bool:
+    sample = b"".join(data[at : at + _SAMPLE_BYTES] for at in range(start, start + _PIECE_BYTES, _PIECE_BYTES // 4))
+    stream = quick(b"")
+    return len(stream.compress(sample)) + len(stream.flush(_SYNC_FLUSH)) > len(sample) * 0.97

@@ -80,6 +80,16 @@ def test_higher_gzip_levels_give_smaller_results() -> None:
     assert sizes[0] > sizes[1] >= sizes[2]
 
 
+def test_incompressible_pieces_cost_no_room_and_hide_none_of_what_repeats() -> None:
+    noise, text = CHANCE.randbytes(1 << 20), b"some text that repeats " * 20_000
+    for mixed in (noise, noise + text + noise[::-1], text + noise[:300_000] + text, noise[:140_000] + text * 3 + noise):
+        packed = compress(Compression.GZIP, mixed, threads=2, piece=333_333)
+        assert gzip.decompress(packed) == mixed
+        assert packed == compress(Compression.GZIP, mixed)
+        random_bytes = len(mixed) - mixed.count(b"some text that repeats ") * len(b"some text that repeats ")
+        assert len(packed) < random_bytes * 1.001 + 20_000
+
+
 @pytest.mark.parametrize(("kind", "level"), [(Compression.GZIP, 10), (Compression.ZSTD, 23), (Compression.GZIP, -1)])
 def test_a_level_that_does_not_exist_is_a_usage_error(kind: Compression, level: int) -> None:
     with pytest.raises(UsageError, match=str(level)):
