@@ -47,7 +47,6 @@ class Output:
     source_date_epoch: int | None = None
     tar: bool = True
     platform_split: bool | None = None
-    name_canonical: bool = False
     annotations: Mapping[str, str] = field(default_factory=dict)
     attestation_prefix: str = ""
     oci_artifact: bool | None = None
@@ -60,7 +59,9 @@ class Output:
 
 
 _TRUE, _FALSE = {"1", "t", "true", "yes", "on"}, {"0", "f", "false", "no", "off"}
+# Keys of BuildKit's exporters that mean nothing to this store: accepted, so that command lines carry over.
 _IGNORED = {
+    "name-canonical",
     "unpack",
     "dangling-name-prefix",
     "danglingnameprefix",
@@ -169,7 +170,6 @@ def _from_values(text: str, values: dict[str, str | None], annotations: dict[str
         source_date_epoch=epoch,
         tar=flag("tar", True),
         platform_split=optional_flag("platform-split"),
-        name_canonical=flag("name-canonical", False),
         attestation_prefix=values.pop("attestation-prefix", None) or "",
         oci_artifact=optional_flag("oci-artifact"),
         inline_attestations=optional_flag("attestation-inline"),
@@ -182,7 +182,7 @@ def _from_values(text: str, values: dict[str, str | None], annotations: dict[str
     leftover = [key for key in values if key not in _IGNORED]
     if leftover:
         raise UsageError(f"unknown --output key {leftover[0]!r} for type={output_type.value}")
-    if output_type in (OutputType.LOCAL,) and not dest:
+    if output_type is OutputType.LOCAL and not dest:
         raise UsageError("--output type=local needs dest=DIRECTORY")
     if output_type is OutputType.LOCAL and dest == "-":
         raise UsageError("--output type=local can't write to stdout", hint="use type=tar,dest=-")

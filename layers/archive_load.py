@@ -34,7 +34,7 @@ from .entries import Kind, Layer
 from .image import ImageConfig, Index, Manifest, json_object, media_type_of
 from .images import MANIFEST_LIMIT_BYTES
 from .layer_index import LayerBlob
-from .layout import INDEX_FILE, LAYOUT_FILE, LAYOUT_VERSION, LayoutDirectory, names_of
+from .layout import INDEX_FILE, LAYOUT_FILE, LAYOUT_VERSION, names_of
 from .store import Store
 from .tar_read import TarReader
 
@@ -72,22 +72,12 @@ def load_archive(stream: BinaryIO, *, store: Store, threads: int = 2) -> tuple[L
     return found
 
 
-def load_layout(layout: LayoutDirectory, descriptor: Descriptor, *, store: Store, threads: int = 2) -> None:
-    """Bring an image of a layout directory into the store. Raises BlobNotFound, BlobCorrupt, InvalidImage, StoreFull; the store is then as
-    it was."""
-    with store.active.make() as directory:
-        staging = _Staging(store, directory, threads=threads, source=layout.blobs)
-        staging.need(descriptor)
-        staging.commit()
-
-
 class _Staging:
     """Verified content on its way into the store, and what of it images need."""
 
-    def __init__(self, store: Store, directory: Path, *, threads: int, source: BlobStore | None = None) -> None:
+    def __init__(self, store: Store, directory: Path, *, threads: int) -> None:
         self._store = store
         self._threads = threads
-        self._source = source
         self.blobs = BlobStore(directory)
         self._needed: dict[Digest, None] = {}
         self._layers: dict[Digest, tuple[Descriptor, Digest]] = {}
@@ -105,20 +95,12 @@ class _Staging:
         if not self.blobs.has(digest):
             if self._store.blobs.touch(digest):
                 return self._store.blobs
-            if self._source is None:
-                raise BlobNotFound(digest)
-            with self._source.open(digest) as reader:
-                size = self._source.size(digest)
-                self.add(iter(lambda: reader.read(CHUNK_BYTES), b""), expected=digest, size=size)
+            raise BlobNotFound(digest)
         return self.blobs
 
     def has(self, digest: Digest) -> bool:
-        """True if the content is there, or can be had."""
-        return (
-            self.blobs.has(digest)
-            or self._store.blobs.has(digest)
-            or (self._source is not None and self._source.has(digest))
-        )
+        """True if the content is staged, or in the store already."""
+        return self.blobs.has(digest) or self._store.blobs.has(digest)
 
     def read(self, digest: Digest) -> bytes:
         """A small document. Raises BlobNotFound, BlobTooLarge, BlobCorrupt."""

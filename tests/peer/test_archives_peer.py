@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from pybuild.layers.archive_load import load_archive, load_layout
+from pybuild.layers.archive_load import load_archive
 from pybuild.layers.descriptor import (
     OCI_CONFIG,
     OCI_INDEX,
@@ -152,15 +152,12 @@ def test_we_load_what_skopeo_writes(store: Store, skopeo: str, tmp_path: Path, t
         assert part.size == 2 * 102_400
 
 
-def test_we_load_a_layout_that_skopeo_writes(store: Store, skopeo: str, tmp_path: Path) -> None:
+def test_we_read_and_extend_a_layout_that_skopeo_writes(store: Store, skopeo: str, tmp_path: Path) -> None:
     index = make_index(store)
     first, second = tmp_path / "first", tmp_path / "second"
     write_layout_directory([ExportedImage(index, (X,))], first, blobs=store.blobs)
     run(skopeo, "copy", "--all", f"oci:{first}:1", f"oci:{second}:again")
-    with Store(tmp_path / "other", clock=time.time) as other:
-        layout = LayoutDirectory(second)
-        load_layout(layout, layout.find("again"), store=other)
-        assert len(other.images.put(X, layout.find("again")).platforms) == 2
+    assert LayoutDirectory(second).find("again").digest == index.digest
     # And it is still a layout for skopeo when we have added to it.
     write_layout_directory([ExportedImage(make_image(store), ("more",))], second, blobs=store.blobs)
     for tag in ("again", "more"):

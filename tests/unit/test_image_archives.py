@@ -24,7 +24,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pybuild.errors import PybuildError
-from pybuild.layers.archive_load import LoadedImage, load_archive, load_layout, member_name
+from pybuild.layers.archive_load import LoadedImage, load_archive, member_name
 from pybuild.layers.blobs import BlobCorrupt, BlobNotFound, BlobStore
 from pybuild.layers.descriptor import (
     OCI_CONFIG,
@@ -355,34 +355,6 @@ def test_what_is_no_layout_is_refused(tmp_path: Path) -> None:
         (tmp_path / "index.json").write_bytes(content)
         with pytest.raises(InvalidLayout):
             layout.index()
-
-
-def test_an_image_of_a_layout_directory_comes_into_the_store(blobs: BlobStore, store: Store, tmp_path: Path) -> None:
-    index = make_index(blobs)
-    write_layout_directory([ExportedImage(index, (X,))], tmp_path / "layout", blobs=blobs)
-    layout = LayoutDirectory(tmp_path / "layout")
-    before = sorted(str(path) for path in (tmp_path / "layout").rglob("*"))
-    load_layout(layout, layout.find(X), store=store)
-    image = store.images.put(X, index)
-    assert [part.platform for part in image.platforms] == [AMD64, ARM64]
-    assert store.layers.present((Digest.of(ONE), Digest.of(TWO)))
-    assert sorted(str(path) for path in (tmp_path / "layout").rglob("*")) == before
-    assert os.listdir(store.root / "active") == []
-
-
-def test_a_damaged_layout_directory_leaves_the_store_as_it_was(blobs: BlobStore, store: Store, tmp_path: Path) -> None:
-    image = make_image(blobs, ONE, TWO)
-    write_layout_directory([ExportedImage(image)], tmp_path / "layout", blobs=blobs)
-    layout = LayoutDirectory(tmp_path / "layout")
-    layout.blobs.path(Digest.of(TWO)).write_bytes(TWO[:-1] + b"x")
-    with pytest.raises(BlobCorrupt):
-        load_layout(layout, layout.find(), store=store)
-    assert_unchanged(store)
-    assert layout.blobs.has(Digest.of(TWO)), "it is not ours to remove"
-    layout.blobs.path(Digest.of(TWO)).unlink()
-    with pytest.raises(BlobNotFound):
-        load_layout(layout, layout.find(), store=store)
-    assert_unchanged(store)
 
 
 # --- docker archives --------------------------------------------------------------------------------------------------
