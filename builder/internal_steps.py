@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable
 
 from pybuild.errors import PybuildError
 from pybuild.values import dataclass
 
-from .progress import Progress, StepDone, StepProgress, StepStarted
+from .progress import Progress, StepDone, StepProgress, StepStarted, step_of
 
 
 @dataclass(slots=True)
@@ -20,7 +19,7 @@ class InternalSteps:
 
     def begin(self, title: str) -> str:
         """Start a step; gives its identifier."""
-        step = f"sha256:{hashlib.sha256(title.encode()).hexdigest()}"
+        step = step_of(title)
         self.progress.emit(StepStarted(step, title, self.clock()))
         return step
 

@@ -68,6 +68,13 @@ class BuildWarning:
     step: str = ""
 
 
+def step_of(text: str) -> str:
+    """The identifier of a step that has no key, from what tells it from all others in its build."""
+    from hashlib import sha256
+
+    return f"sha256:{sha256(text.encode('utf-8', 'surrogateescape'), usedforsecurity=False).hexdigest()}"
+
+
 Event: TypeAlias = StepStarted | StepLog | StepProgress | StepDone | BuildWarning
 
 

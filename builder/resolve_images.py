@@ -6,7 +6,6 @@ no layers.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Iterable, Sequence
 from typing import Final, TypeVar
 
@@ -17,7 +16,7 @@ from pybuild.parser.errors import DockerfileError
 from pybuild.parser.suggest import did_you_mean
 from pybuild.values import dataclass
 
-from .progress import Progress, StepDone, StepStarted
+from .progress import Progress, StepDone, StepStarted, step_of
 from .protocols import ImageSource, RemoteSources, ResolvedImage
 
 _PARALLEL: Final = 8
@@ -91,7 +90,7 @@ class ImageResolver:
         return tuple(self._answers.values())
 
     def _one(self, request: ImageRequest) -> ResolvedImage:
-        step = "sha256:" + hashlib.sha256(f"{request.title}\0{request.platform}".encode()).hexdigest()
+        step = step_of(f"{request.title}\0{request.platform}")
         self._progress.emit(StepStarted(step=step, title=request.title, time=self._clock()))
         try:
             answer = self._source.resolve(request.location, platform=request.platform, pull=self._pull)

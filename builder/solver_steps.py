@@ -6,7 +6,6 @@ Runs nothing and looks nothing up.
 
 from __future__ import annotations
 
-import hashlib
 import os
 import threading
 from collections.abc import Callable, Mapping, Sequence
@@ -34,7 +33,7 @@ from .graph import (
     Vertex,
 )
 from .keys import Recipe, definition_key, nonce_of, plain, recipe_of
-from .progress import Progress, StepDone, StepProgress, StepStarted
+from .progress import Progress, StepDone, StepProgress, StepStarted, step_of
 from .protocols import HttpFile, RemoteSources
 from .selection import Selection, SourceNotFound, select_copy, select_path
 from .why import recorded_recipe
@@ -377,7 +376,7 @@ class _Transfers:
     def refuse(self, vertex: Vertex, error: str) -> None:
         """The context came over and lacks what ``vertex`` names: that step fails, although it has no key yet."""
         note = vertex.note
-        step = f"sha256:{hashlib.sha256(note.title.encode()).hexdigest()}"
+        step = step_of(note.title)
         self._progress.emit(StepStarted(step, note.title, self._clock(), (), note.lines))
         self._progress.emit(StepDone(step, self._clock(), error=error.removeprefix("failed to compute cache key: ")))
 

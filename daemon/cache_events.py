@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
 import threading
 from collections.abc import Callable
 
-from pybuild.builder.progress import BuildWarning, Progress, StepDone, StepLog, StepProgress, StepStarted
+from pybuild.builder.progress import BuildWarning, Progress, StepDone, StepLog, StepProgress, StepStarted, step_of
 from pybuild.errors import PybuildError
 
 
@@ -24,7 +23,7 @@ class CacheEvents:
         """Start a step; returns its identifier."""
         with self._guard:
             number = self._numbers[title] = self._numbers.get(title, 0) + 1
-        step = f"sha256:{hashlib.sha256(f'{title} {number}'.encode()).hexdigest()}"
+        step = step_of(f"{title} {number}")
         self._progress.emit(StepStarted(step, title, self._clock()))
         return step
 

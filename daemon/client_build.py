@@ -6,7 +6,6 @@ nothing.
 
 from __future__ import annotations
 
-import hashlib
 import io
 import os
 import shutil
@@ -25,7 +24,7 @@ from pybuild.builder.contexts_named import IGNORE_FILE
 from pybuild.builder.failure import BuildFailed
 from pybuild.builder.git_reference import parse_git_reference
 from pybuild.builder.outputs import OutputType
-from pybuild.builder.progress import StepDone, StepStarted
+from pybuild.builder.progress import StepDone, StepStarted, step_of
 from pybuild.errors import PybuildError, UsageError
 from pybuild.layers.entries import Kind
 from pybuild.layers.tar_write import write_tar
@@ -93,7 +92,7 @@ class BuildCall:
             return self._prepared(request)
         except (ContextNotFound, DockerfileNotFound) as error:
             name = "Dockerfile" if request.dockerfile in (None, "-") else os.path.basename(request.dockerfile or "")
-            step, now = f"sha256:{hashlib.sha256(name.encode()).hexdigest()}", time.time()
+            step, now = step_of(name), time.time()
             self._progress.emit(StepStarted(step, f"[internal] load build definition from {name}", now))
             self._progress.emit(StepDone(step, now, error=error.message))
             raise BuildFailed.of_step(error, None) from error

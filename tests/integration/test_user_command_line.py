@@ -190,3 +190,10 @@ def test_every_listing_of_du_has_json(pybuild: Pybuild, context: Path) -> None:
         lines = pybuild.run("du", option, "--format", "json").stdout.splitlines()
         assert lines
         assert all(line.startswith("{") for line in lines)
+
+
+def test_names_that_are_not_utf8_can_be_missing_too(pybuild: Pybuild, context: Path) -> None:
+    (context / "Dockerfile").write_bytes(b"FROM busybox\nCOPY no\xd7 /\n")
+    for progress in ("plain", "rawjson"):
+        said = refused(pybuild, ["build", f"--progress={progress}", str(context)], status=1)
+        assert '"/no\\xd7": not found' in said

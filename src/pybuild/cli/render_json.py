@@ -79,8 +79,12 @@ class JsonRenderer:
                 warning: dict[str, Any] = {
                     "vertex": event.step,
                     "level": 1,
-                    "short": base64.b64encode(f"{event.rule}: {event.message}".encode()).decode("ascii"),
-                    "detail": [base64.b64encode(event.detail.encode()).decode("ascii")] if event.detail else None,
+                    "short": base64.b64encode(f"{event.rule}: {event.message}".encode("utf-8", "replace")).decode(
+                        "ascii"
+                    ),
+                    "detail": [base64.b64encode(event.detail.encode("utf-8", "replace")).decode("ascii")]
+                    if event.detail
+                    else None,
                     "url": event.url,
                 }
                 if event.lines is not None:
