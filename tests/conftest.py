@@ -13,8 +13,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 REPOSITORY = Path(__file__).resolve().parents[1]
+
+
+# Everywhere but in continuous integration the examples are new each time; there, a run says something about the change only.
+settings.register_profile("continuous-integration", derandomize=True, deadline=None)
+settings.register_profile("default", deadline=None)
+settings.load_profile("continuous-integration" if os.environ.get("CI") else "default")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
