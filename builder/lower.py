@@ -91,7 +91,7 @@ class LoweredImage:
     instruction; those that are not ``empty_layer`` stand for the layers, one each, in order; new ones have no ``created``. ``base``: the
     image that the target's stage chain begins with. ``images``: everything resolved, for pulling and provenance.
     ``base_history`` and ``base_layers``: how many of ``history``'s first entries, and of the layers, come from what the target's stage
-    chain begins with. ``stage_names``: all stages of the file. ``used_args``: build arguments that were given and asked for.
+    chain begins with. ``stage_names``: all stages of the file.
     """
 
     vertex: Vertex
@@ -104,7 +104,6 @@ class LoweredImage:
     images: tuple[ResolvedImage, ...] = ()
     warnings: tuple[BuildWarning, ...] = ()
     unused_build_args: tuple[str, ...] = ()
-    used_args: Mapping[str, str] = field(default_factory=dict)
     stage_names: tuple[str, ...] = ()
     target: str = ""
     source_date_epoch: int | None = None
@@ -300,8 +299,6 @@ class _Lowering:
         vertex = state.root()
         config = set_labels(state.config, self._options.labels)
         config = with_platform(config, self._options.platform, explicit=not self._options.implicit_platform)
-        declared = {name for each in states.values() for name, _ in each.arguments}
-        declared.update(argument.key.text for arg in self._dockerfile.global_args for argument in arg.args)
         return LoweredImage(
             vertex=vertex,
             config=config,
@@ -318,7 +315,6 @@ class _Lowering:
                 stages=self._stages,
                 predefined=self._predefined,
             ),
-            used_args={name: value for name, value in self._options.build_args.items() if name in declared},
             stage_names=tuple(node.name for node in self._plan.stages),
             target=target.name,
             source_date_epoch=self._epoch,

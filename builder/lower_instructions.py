@@ -105,9 +105,8 @@ class InstructionLowering:
             case Run():
                 lower_run(
                     state,
-                    command,
                     instruction,
-                    tree_of=lambda index, main: self._mount_tree(state, command, index, main),
+                    tree_of=lambda index, main: self._mount_tree(command, index, main),
                 )
             case Copy() | Add():
                 lower_copy(
@@ -240,7 +239,7 @@ class InstructionLowering:
             )
         return Origin(source.vertex, keep_owner=not source.is_tree)
 
-    def _mount_tree(self, state: StageState, command: Command, index: int, main: bool) -> Vertex:
+    def _mount_tree(self, command: Command, index: int, main: bool) -> Vertex:
         node = command.sources[index] if index < len(command.sources) else None
         if main or node is None:
             return context_tree("context", self._scope.main_context, self._scope, platform=self._scope.platform)

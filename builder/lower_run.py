@@ -18,14 +18,13 @@ from .history import run_text
 from .image_config import clean_path, shell_of
 from .run_mounts import lower_mounts
 from .stage_state import StageState
-from .stages import Command
 from .titles import SECRET_MASK, display_text, summarize_heredoc
 
 _HEREDOC_WORD: Final = pattern(r"\d*<<-?\s*(.*)\Z", re.DOTALL)
 _SCRIPTS: Final = "/dev/pipes/"
 
 
-def lower_run(state: StageState, command: Command, instruction: Run, *, tree_of: Callable[[int, bool], Vertex]) -> None:
+def lower_run(state: StageState, instruction: Run, *, tree_of: Callable[[int, bool], Vertex]) -> None:
     """Lower one RUN. ``tree_of(position, from_context)``: the vertex that mount number ``position`` reads. Raises DockerfileError."""
     if instruction.devices:
         raise DockerfileError(

@@ -76,7 +76,7 @@ def open_all(options: DaemonOptions, variables: Mapping[str, str]) -> tuple[list
 
 def _unix(path: str, options: DaemonOptions, notices: list[str]) -> Listening:
     address = f"unix://{path}"
-    group = _group(options.group, address, notices)
+    group = _group(options.group, address)
     try:
         os.makedirs(os.path.dirname(path), mode=0o755, exist_ok=True)
         _remove_stale(path)
@@ -97,7 +97,7 @@ def _unix(path: str, options: DaemonOptions, notices: list[str]) -> Listening:
     return Listening(address, made, path=path, inode=inode)
 
 
-def _group(name: str | None, address: str, notices: list[str]) -> int | None:
+def _group(name: str | None, address: str) -> int | None:
     """The group for unix sockets: the one asked for must exist, else the first usual one; root's own without any."""
     for candidate in (name,) if name else _GROUPS:
         if candidate.isdigit():

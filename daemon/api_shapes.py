@@ -94,9 +94,7 @@ def merged_by_id(entries: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:  # 
     return list(found.values())
 
 
-def image_summaries(
-    images: Images, usage: Usage, *, version: tuple[int, int]
-) -> list[dict[str, Any]]:  # Any: the JSON edge
+def image_summaries(usage: Usage, *, version: tuple[int, int]) -> list[dict[str, Any]]:  # Any: the JSON edge
     """The images of ``GET /system/df``."""
     out: list[dict[str, Any]] = []
     for row in usage.images:

@@ -258,7 +258,7 @@ class SystemRoutes:
         version = parameters.version
         verbose = version >= (1, 52) and parameters.flag("verbose")
         usage = Collector(self._daemon.engine.store).usage()
-        images = image_summaries(self._daemon.engine.store.images, usage, version=version) if "image" in wanted else []
+        images = image_summaries(usage, version=version) if "image" in wanted else []
         cache = [_cache_json(row, version) for row in usage.cache] if "build-cache" in wanted else []
         out: dict[str, Any] = {}
         if not verbose:

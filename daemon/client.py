@@ -53,7 +53,9 @@ def default_address(variables: Mapping[str, str]) -> str:
         return "unix:///run/pybuild.sock"
     directory = variables.get("XDG_RUNTIME_DIR") or f"/run/user/{uid}"
     if not os.path.isdir(directory):
-        raise UsageError("there is no runtime directory (XDG_RUNTIME_DIR)", hint="give an address, such as --host unix:///PATH")
+        raise UsageError(
+            "there is no runtime directory (XDG_RUNTIME_DIR)", hint="give an address, such as --host unix:///PATH"
+        )
     return f"unix://{os.path.join(directory, 'pybuild.sock')}"
 
 
@@ -128,9 +130,9 @@ class RemoteEngine:
 
     # --- images ------------------------------------------------------------------------------------------------------
 
-    def image_rows(self, wanted: ImageFilter, *, all_images: bool) -> list[ImageRow]:
+    def image_rows(self, wanted: ImageFilter) -> list[ImageRow]:
         """See StoreQueries."""
-        return list(self._call("images", {"wanted": wanted, "all_images": all_images}))
+        return list(self._call("images", {"wanted": wanted}))
 
     def inspect(self, name: str, *, platform: str | None) -> dict[str, Any]:
         """See StoreQueries."""

@@ -83,7 +83,7 @@ def list_view(view: FileView, *, also: Sequence[str] = (), now_ns: int | None = 
             pending.extend((path, child) for child in reversed(view.children(path)))
     for path in also:
         if path not in rows:
-            rows |= _forced(view, path, rows, now)
+            rows |= _forced(view, path, rows)
     return tuple(rows.values())
 
 
@@ -100,7 +100,7 @@ def _row(path: str, node: Node, first_of: dict[tuple[int, int], str], now: int) 
     return ListedPath(path, kind, node.mode, node.size if kind is Kind.FILE else 0, node.mtime_ns, link, stamp)
 
 
-def _forced(view: FileView, path: str, rows: dict[str, ListedPath], now: int) -> dict[str, ListedPath]:
+def _forced(view: FileView, path: str, rows: dict[str, ListedPath]) -> dict[str, ListedPath]:
     """The row of an excluded file and those of its directories; nothing if it isn't a plain file reached through plain directories."""
     root = getattr(view, "root", "")
     out: dict[str, ListedPath] = {}

@@ -133,8 +133,8 @@ def made_at(part: StoredPlatform | None) -> float | None:
     return parse_rfc3339(part.created) if part is not None and part.created else None
 
 
-def image_rows(images: Images, wanted: ImageFilter, *, all_images: bool) -> list[ImageRow]:
-    """The rows that ``wanted`` lets through, newest first; ``all_images`` is docker's flag: there are no intermediate images here."""
+def image_rows(images: Images, wanted: ImageFilter) -> list[ImageRow]:
+    """The rows that ``wanted`` lets through, newest first."""
     rows: list[ImageRow] = []
     for listed in listed_images(images, wanted):
         identifier = listed.image.id(host_platform())

@@ -35,9 +35,9 @@ class StoreQueries:
         except ImageNotFound as error:
             raise ImageNotFound(name) from error
 
-    def image_rows(self, wanted: ImageFilter, *, all_images: bool) -> list[ImageRow]:
+    def image_rows(self, wanted: ImageFilter) -> list[ImageRow]:
         """The rows of ``pybuild images``."""
-        return image_rows(self.store.images, wanted, all_images=all_images)
+        return image_rows(self.store.images, wanted)
 
     def inspect(self, name: str, *, platform: str | None) -> dict[str, Any]:  # Any: the JSON edge
         """``docker inspect``'s answer. Raises ImageNotFound, UsageError."""

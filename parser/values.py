@@ -71,13 +71,12 @@ def check_signal(value: str) -> None:
 
 @dataclass(frozen=True, slots=True)
 class PortRange:
-    """An argument of EXPOSE. ``protocol`` is as written (``tcp`` where it isn't); ``mapped``: it names a host side, which
-    EXPOSE ignores."""
+    """An argument of EXPOSE. ``protocol`` is as written (``tcp`` where it isn't). A host side is read and
+    left out: EXPOSE ignores it."""
 
     first: int
     last: int
     protocol: str
-    mapped: bool
 
     @property
     def ports(self) -> tuple[str, ...]:
@@ -111,7 +110,7 @@ def parse_port(value: str) -> PortRange:
         host_first, host_last = _port_range(host, f"invalid hostPort: {host}")
         if last - first not in (0, host_last - host_first):
             raise ValueProblem(f"invalid ranges specified for container and host Ports: {port} and {host}")
-    return PortRange(first, last, protocol or "tcp", bool(address or host))
+    return PortRange(first, last, protocol or "tcp")
 
 
 def _port_range(text: str, message: str) -> tuple[int, int]:

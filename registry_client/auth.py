@@ -45,7 +45,6 @@ class _Place:
 
     lock: threading.Lock = field(default_factory=threading.Lock)
     bearer: Challenge | None = None
-    basic: bool = False
     tokens: dict[frozenset[str], Token] = field(default_factory=dict, repr=False)
     refused: LoginFailed | None = None
     basic_header: str = field(default="", repr=False)
@@ -102,7 +101,7 @@ class Authenticator:
                     if not offers_basic:
                         raise
             if offers_basic:
-                header = self._basic(response.url, host, repository)
+                header = self._basic(host, repository)
                 if header is not None and header != sent:
                     place.basic_header = header
                     return header
@@ -160,7 +159,7 @@ class Authenticator:
         with self._lock:
             return self._places.setdefault(key, _Place())
 
-    def _basic(self, url: str, host: str, repository: str) -> str | None:
+    def _basic(self, host: str, repository: str) -> str | None:
         credential = self._credentials.get(host, repository)
         if credential is None or not (credential.username or credential.secret):
             return None

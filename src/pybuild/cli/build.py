@@ -370,7 +370,7 @@ def request_from(options: Namespace, variables: Mapping[str, str]) -> BuildReque
         source_date_epoch=options.source_date_epoch
         or build_args.get("SOURCE_DATE_EPOCH")
         or variables.get("SOURCE_DATE_EPOCH"),
-        proxies=given_proxies(variables, build_args),
+        proxies=given_proxies(build_args),
         cache_from=tuple(options.cache_from),
         cache_to=tuple(options.cache_to),
         cache_repo=tuple(options.cache_repo),

@@ -35,7 +35,7 @@ def given_build_args(given: Sequence[str], variables: Mapping[str, str]) -> dict
     return out
 
 
-def given_proxies(variables: Mapping[str, str], build_args: Mapping[str, str]) -> dict[str, str]:
+def given_proxies(build_args: Mapping[str, str]) -> dict[str, str]:
     """Proxy variables reach RUN only as build arguments, as with docker: what the client's own environment holds stays outside."""
     names = [*PROXY_VARIABLES, *(name.lower() for name in PROXY_VARIABLES)]
     return {name: build_args[name] for name in names if name in build_args}

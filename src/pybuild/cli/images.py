@@ -37,7 +37,7 @@ def images(arguments: list[str], environment: Environment) -> int:
     with environment.workbench() as engine:
         from pybuild.daemon.image_list import ImageFilter
 
-        rows = engine.image_rows(ImageFilter.parse(options.filter, name=options.name), all_images=options.all)
+        rows = engine.image_rows(ImageFilter.parse(options.filter, name=options.name))
     now = time.time()
     shown = []
     for row in rows:
