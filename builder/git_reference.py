@@ -37,7 +37,6 @@ class GitReference:
     checksum: str = ""
     keep_git_dir: bool | None = None
     submodules: bool | None = None
-    mtime: str = ""
     fetch_by_commit: bool = False
 
     @property
@@ -116,9 +115,9 @@ def _with_options(remote: str, query: str, fragment: str) -> GitReference:
             case "fetch-by-commit":
                 out = replace(out, fetch_by_commit=_flag(key, value))
             case "mtime":
+                # Only checked: here files always have the commit's time, so that a checkout is the same at any time.
                 if value not in {"checkout", "commit"}:
                     raise InvalidGitReference(f'invalid mtime value: "{value}" (must be "checkout" or "commit")')
-                out = replace(out, mtime=value)
             case _:
                 raise InvalidGitReference(
                     f'unexpected query "{key}"',

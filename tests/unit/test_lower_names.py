@@ -38,7 +38,7 @@ COMMIT = "0123456789abcdef0123456789abcdef01234567"
             "https://h/r.git?keep-git-dir&submodules=0",
             GitReference("https://h/r.git", keep_git_dir=True, submodules=False),
         ),
-        ("https://h/r.git?mtime=commit", GitReference("https://h/r.git", mtime="commit")),
+        ("https://h/r.git?mtime=commit", GitReference("https://h/r.git")),
     ],
 )
 def test_git_references_are_read_in_both_forms(text, expected):
