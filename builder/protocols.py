@@ -110,7 +110,8 @@ class ProcessSpec:
 
     ``network``: ``default``, ``none`` or ``host``; ``insecure``: all capabilities, no seccomp, no masks; ``extra_hosts``: (name,
     address); ``ulimits``: (name, soft, hard); ``resources``: limits by name, as ``builder/resources.py`` reads them; ``shm_size`` bytes (0: 64 MiB); ``resolv_conf``: None takes the host's.
-    ``terminal``: the process gets a controlling terminal (for ``--on-error=shell``) and the caller's standard streams.
+    ``terminal``: the process gets a controlling terminal (for ``--on-error=shell``) and the caller's standard streams. ``stdin``: this descriptor is its
+    standard input; None: there is none, as for RUN.
     """
 
     root: RootOverlay
@@ -131,6 +132,7 @@ class ProcessSpec:
     resources: tuple[tuple[str, str], ...] = ()
     resolv_conf: str | None = None
     terminal: bool = False
+    stdin: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

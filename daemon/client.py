@@ -238,11 +238,17 @@ class RemoteEngine:
         return found
 
     def run_image(
-        self, name: str, options: RunOptions, *, on_output: Callable[[int, bytes], None], cancel: threading.Event
+        self,
+        name: str,
+        options: RunOptions,
+        *,
+        on_output: Callable[[int, bytes], None],
+        cancel: threading.Event,
+        stdin: int | None = None,
     ) -> ExitStatus:
         """See Engine; volumes are directories of the daemon's machine."""
-        if options.terminal:
-            raise UsageError("--tty can't be used with a daemon")
+        if options.terminal or stdin is not None:
+            raise UsageError("--tty and --interactive can't be used with a daemon")
         found: ExitStatus = self._call(
             "run_image",
             {"name": name, "options": options},

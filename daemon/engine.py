@@ -420,8 +420,9 @@ class Engine(StoreQueries):
         *,
         on_output: Callable[[int, bytes], None],
         cancel: threading.Event,
+        stdin: int | None = None,
     ) -> ExitStatus:
-        """Run one process in a throw-away copy of a local image. Raises PybuildError."""
+        """Run one process in a throw-away copy of a local image; ``stdin``: the descriptor that is its standard input. Raises PybuildError."""
         from .one_shot import run_once
 
         image = self.find_image(name)
@@ -436,6 +437,7 @@ class Engine(StoreQueries):
                 snapshots=self.snapshots,
                 on_output=on_output,
                 cancel=cancel,
+                stdin=stdin,
             )
 
     # --- registries --------------------------------------------------------------------------------------------------

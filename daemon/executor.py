@@ -155,7 +155,8 @@ class NamespaceExecutor:
         out_read, out_write = os.pipe2(os.O_CLOEXEC)
         err_read, err_write = os.pipe2(os.O_CLOEXEC)
         try:
-            step = self._launcher.run(request, output=(out_write, err_write))
+            given = () if spec.stdin is None else (spec.stdin,)
+            step = self._launcher.run(request, streams=(out_write, err_write, *given))
         except BaseException:
             for fd in (out_read, err_read):
                 os.close(fd)

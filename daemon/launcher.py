@@ -172,9 +172,9 @@ class LauncherProcess:
             case _:
                 raise LauncherError("the launcher process sent something unknown")
 
-    def run(self, request: Request, *, output: Sequence[int]) -> RunningStep:
-        """Start a step with standard output and error on the descriptors ``output`` (the caller keeps and closes its own).
-        Raises LauncherError."""
+    def run(self, request: Request, *, streams: Sequence[int]) -> RunningStep:
+        """Start a step with standard output, error and, if there is a third, input on the descriptors ``streams`` (the caller keeps and
+        closes its own). Raises LauncherError."""
         content = marshal.dumps(request)  # type: ignore[arg-type]  # a TypedDict is a dict of plain values
         try:
             with self._lock:
@@ -192,7 +192,7 @@ class LauncherProcess:
                 view = view[os.write(memory, view) :]
             ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
             try:
-                socket.send_fds(control, [b"step"], [memory, theirs.fileno(), *output])
+                socket.send_fds(control, [b"step"], [memory, theirs.fileno(), *streams])
             except OSError as error:
                 ours.close()
                 self.close()

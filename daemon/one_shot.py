@@ -66,8 +66,9 @@ def run_once(
     snapshots: Snapshots,
     on_output: Callable[[int, bytes], None],
     cancel: threading.Event,
+    stdin: int | None = None,
 ) -> ExitStatus:
-    """Run and wait. Raises PybuildError when the process can't be started, Cancelled."""
+    """Run and wait; ``stdin``: the descriptor that is the process's standard input, which has none otherwise. Raises PybuildError when the process can't be started, Cancelled."""
     args = command_line(config, options)
     env = dict(entry.partition("=")[::2] for entry in config.env)
     env.setdefault("PATH", DEFAULT_PATH)
@@ -91,5 +92,6 @@ def run_once(
             network=options.network,
             hostname=options.hostname or "pybuild",
             terminal=options.terminal,
+            stdin=stdin,
         )
         return executor.run(spec, on_output=on_output, cancel=cancel)

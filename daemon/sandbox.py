@@ -12,7 +12,7 @@ the engine dies the control socket ends and the launcher exits; when the keeper 
 the launcher's whole pid namespace, steps included; with the last process of a mount namespace go its mounts.
 
 One message on the control socket starts one step. It carries file descriptors: the request (a memfd with a marshalled
-``Request``), the step's socket, standard output, standard error. On the step's socket the launcher answers marshalled
+``Request``), the step's socket, standard output, standard error, and standard input if it has any. On the step's socket the launcher answers marshalled
 ``Event`` tuples: ``("ready", …)`` before the program is executed, ``("failed", …)`` instead of it, ``("exit", wait status)``
 at the end. Anything the engine sends there, or its end, kills the step.
 """
@@ -1173,7 +1173,7 @@ def open_terminal(size: tuple[int, int]) -> tuple[int, int]:
     return master, slave
 
 
-def run_step(request: Request, channel: _socket.socket, output: tuple[int, int], *, groups: StepGroups) -> NoReturn:
+def run_step(request: Request, channel: _socket.socket, given: Sequence[int], *, groups: StepGroups) -> NoReturn:
     """In the step's process: set up, tell, execute. Never returns."""
     try:
         groups.join()
@@ -1195,7 +1195,8 @@ def run_step(request: Request, channel: _socket.socket, output: tuple[int, int],
             descriptors.append(master)
             streams = (slave, slave, slave)
         else:
-            streams = (os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC), *output)
+            out, err, *rest = given
+            streams = (rest[0] if rest else os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC), out, err)
         # Above 2 first, so that none is overwritten before it is copied.
         safe = [fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 10) for fd in streams]
         for number, fd in enumerate(safe):
@@ -1457,12 +1458,12 @@ class Launcher:
             return False
         if not data:
             return False
-        if len(descriptors) != 4:
+        if len(descriptors) not in (4, 5):
             # No room for more descriptors (recvmsg(2), MSG_CTRUNC); the engine sees its end of the channel closed.
             for fd in descriptors:
                 os.close(fd)
             return True
-        memory, channel_fd, out, err = descriptors
+        memory, channel_fd, *streams = descriptors
         channel = _socket.socket(fileno=channel_fd)
         size = os.fstat(memory).st_size
         request: Request = marshal.loads(os.pread(memory, size, 0))
@@ -1480,9 +1481,9 @@ class Launcher:
             send(channel, ("exit", 126 << 8), ())
             process = -1
         if process == 0:
-            run_step(request, channel, (out, err), groups=groups)
+            run_step(request, channel, streams, groups=groups)
         del request  # it may hold secrets
-        for fd in (memory, out, err):
+        for fd in (memory, *streams):
             os.close(fd)
         if process > 0:
             self.steps[process] = (channel, groups)

@@ -197,3 +197,11 @@ def test_names_that_are_not_utf8_can_be_missing_too(pybuild: Pybuild, context: P
     for progress in ("plain", "rawjson"):
         said = refused(pybuild, ["build", f"--progress={progress}", str(context)], status=1)
         assert '"/no\\xd7": not found' in said
+
+
+def test_run_passes_its_input_on_when_asked_and_ends_as_a_shell_would(pybuild: Pybuild) -> None:
+    assert pybuild.run("run", "-i", "busybox", "cat", stdin=b"hello\n").stdout == "hello\n"
+    assert pybuild.run("run", "busybox", "cat", stdin=b"hello\n").stdout == ""
+    for program, status in (("nosuch", 127), ("/etc/passwd", 126)):
+        assert pybuild.run("run", "busybox", program, check=False).returncode == status
+    assert pybuild.run("run", "busybox", "sh", "-c", "exit 42", check=False).returncode == 42

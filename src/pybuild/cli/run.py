@@ -10,7 +10,7 @@ from .options import Parser, key_value
 
 
 def run(arguments: list[str], environment: Environment) -> int:
-    """``pybuild run``. The exit status is the process's."""
+    """``pybuild run``. The exit status is the process's, 127 if there is no such program."""
     parser = Parser(
         "run",
         usage="[OPTIONS] IMAGE [COMMAND] [ARG…]",
@@ -37,25 +37,33 @@ def run(arguments: list[str], environment: Environment) -> int:
     parser.add_argument("image", metavar="IMAGE", help="a name, an ID or a digest")
     parser.add_argument("command", nargs="...", metavar="COMMAND", help="instead of the image's command")
     options = parser.parse(arguments)
+    from pybuild.daemon.executor import ProgramNotStarted
     from pybuild.daemon.one_shot import RunOptions
 
-    with cancelling() as cancel, environment.workbench() as engine:
-        status = engine.run_image(
-            options.image,
-            RunOptions(
-                command=tuple(options.command),
-                env=tuple(key_value(text, option="--env") for text in options.env),
-                user=options.user,
-                workdir=options.workdir,
-                volumes=tuple(options.volume),
-                entrypoint=options.entrypoint,
-                network=options.network,
-                hostname=options.hostname,
-                terminal=options.tty,
-            ),
-            on_output=_write,
-            cancel=cancel,
-        )
+    from .report import report_error
+
+    try:
+        with cancelling() as cancel, environment.workbench() as engine:
+            status = engine.run_image(
+                options.image,
+                RunOptions(
+                    command=tuple(options.command),
+                    env=tuple(key_value(text, option="--env") for text in options.env),
+                    user=options.user,
+                    workdir=options.workdir,
+                    volumes=tuple(options.volume),
+                    entrypoint=options.entrypoint,
+                    network=options.network,
+                    hostname=options.hostname,
+                    terminal=options.tty,
+                ),
+                on_output=_write,
+                cancel=cancel,
+                stdin=sys.stdin.fileno() if options.interactive and not options.tty else None,
+            )
+    except ProgramNotStarted as error:
+        report_error(error)
+        return error.status  # as a shell's: 127 or 126
     return status.code
 
 
