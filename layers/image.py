@@ -31,8 +31,13 @@ class InvalidImage(PybuildError):
 
 
 def json_bytes(value: object) -> bytes:
-    """The one JSON encoding of everything we write: compact, keys in the order given, UTF-8."""
-    return json.dumps(value, separators=(",", ":"), ensure_ascii=False).encode("utf-8", "surrogateescape")
+    """The one JSON encoding of everything we write: compact, keys in the order given, UTF-8. JSON has no other bytes: each that is not
+    UTF-8 becomes U+FFFD, as in Go's encoding/json."""
+    text = json.dumps(value, separators=(",", ":"), ensure_ascii=False)
+    try:
+        return text.encode()
+    except UnicodeEncodeError:
+        return "".join("\ufffd" if "\ud800" <= letter <= "\udfff" else letter for letter in text).encode()
 
 
 def json_object(data: bytes, what: str) -> dict[str, Any]:  # Any: the JSON edge

@@ -130,9 +130,8 @@ class _File:
         self.nodes += reader.nodes[taken:]
         span = reader.source.span(0, 0)
         if not self.instructions:
-            self.errors.append(
-                reader.error("file with no instructions", span, hint="A Dockerfile begins with FROM IMAGE")
-            )
+            message = "file with no instructions" if reader.source.text else "the Dockerfile cannot be empty"
+            self.errors.append(reader.error(message, span, hint="A Dockerfile begins with FROM IMAGE"))
         elif not self._in_stage:
             self.errors.append(
                 reader.error(

@@ -58,7 +58,7 @@ def test_an_unknown_instruction_gets_a_suggestion(empty_pybuild: Command, tmp_pa
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
-        ("", "file with no instructions"),
+        ("", "the Dockerfile cannot be empty"),
         ("# nothing\n", "file with no instructions"),
         ("RUN x\n", "no build stage in current context"),
         ("FROM\n", "FROM requires either one or three arguments"),
