@@ -42,4 +42,3 @@ class BuildCaches(RemoteCache, Protocol):
     ) -> Descriptor | None:
         """Send the steps to where the build was told to; returns the manifest of the last cache that was written. Raises PybuildError
         only where failing was asked for."""
-

@@ -162,5 +162,6 @@ class LayerIndex:
                 known.add(diff_id)
         return True
 
+
 def _blob(row: Row) -> LayerBlob:
     return LayerBlob(Digest.parse(row[0]), row[1], row[2], row[3], row[4])

@@ -47,7 +47,9 @@ def test_the_file_system_of_a_failed_step_is_kept(pybuild: Command, tmp_path: Pa
     assert result.stderr.splitlines()[-1].endswith("exit code: 3")
     found = re.search(r"enter it with: pybuild run -t (failed-step:[0-9a-f]{8})", result.stderr)
     assert found is not None
-    shown = pybuild.run("run", found[1], "sh", "-c", "cat /tmp/made; echo =$A=$S=$PWD=$(id -u)=; ls / | grep -c ctx; true")
+    shown = pybuild.run(
+        "run", found[1], "sh", "-c", "cat /tmp/made; echo =$A=$S=$PWD=$(id -u)=; ls / | grep -c ctx; true"
+    )
     assert shown.stdout.split() == ["partial", "=b==/w=1000=", "0"]
 
 
