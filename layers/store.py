@@ -206,6 +206,8 @@ class Store:
                 )
             for name in _DIRECTORIES:
                 (self.root / name).mkdir(mode=0o700, exist_ok=True)
+            # The root may have been there with another mode: what builds were given is nobody else's either.
+            os.close(os.open(self.root / "pybuild.db", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
             draft = self.root / f"version.{os.getpid()}"
             draft.write_bytes(b"%d\n" % FORMAT)
             draft.rename(version)

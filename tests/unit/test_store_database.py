@@ -166,6 +166,16 @@ def test_processes_that_make_the_same_root_at_once_all_succeed(tmp_path: Path) -
         assert count(store.database) == 4
 
 
+def test_only_the_owner_can_read_what_builds_were_given(tmp_path: Path) -> None:
+    root = tmp_path / "root"
+    root.mkdir(mode=0o755)
+    with Store(root, clock=time.time) as store:
+        store.database.row("SELECT 1")
+        modes = {path.name: path.stat().st_mode & 0o077 for path in root.iterdir() if path.name != "version"}
+    assert "pybuild.db" in modes
+    assert not any(modes.values()), modes
+
+
 def test_a_newer_or_a_strange_root_is_refused(tmp_path: Path) -> None:
     root = tmp_path / "root"
     Store(root, clock=time.time).close()
