@@ -1,7 +1,8 @@
 """HTTP for everything that pybuild fetches or sends: pooled connections, retries, redirects, bounds, redaction.
 
 Owns connections. Never knows about credentials, registries or images; an Authorization header that a caller gives goes to the URL's
-own origin and to no other. Only this module imports requests, and only once something is sent.
+own origin and to no other. requests is imported only here, in
+``connections.py`` and in ``download.py``, and only once something is sent.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from weakref import WeakSet
 
 from pybuild.errors import Cancelled, PybuildError
 
+from .connections import make_adapter
 from .exchanges import BLOCK_BYTES, Body, BodyReader, BytesBody, Request, Response, TlsSettings
 from .failures import (
     AnswerTooLarge,
@@ -41,7 +43,6 @@ if TYPE_CHECKING:
     from requests.adapters import HTTPAdapter
 
 _SEND_BLOCK_BYTES: Final = 1 << 18
-_POOL_CONNECTIONS: Final = 32
 _MAX_REDIRECTS: Final = 10
 _MAX_RETRY_AFTER_SECONDS: Final = 60.0
 _RETRY_STATUSES: Final = frozenset({408, 429, 500, 502, 503, 504})
@@ -312,87 +313,6 @@ def _tls_context(tls: TlsSettings) -> ssl.SSLContext:
     from .certificates import tls_context
 
     return tls_context(insecure=tls.insecure, ca=tls.ca, keypairs=tls.keypairs)
-
-
-def make_adapter(
-    *,
-    context: Callable[[], ssl.SSLContext],
-    insecure: bool,
-    connections: WeakSet[Any],  # Any: urllib3 is not imported until it is needed
-    stall_timeout_seconds: float,
-    block_bytes: int,
-) -> HTTPAdapter:
-    """An adapter whose pools use ``context`` for TLS (made when first needed) and send bodies in blocks of ``block_bytes``."""
-    import socket
-
-    import urllib3
-    from requests.adapters import HTTPAdapter as Base
-    from urllib3.connection import HTTPConnection, HTTPSConnection
-    from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
-
-    # urllib3 applies the connect timeout to everything until the request is sent. A registry that takes its time to write what it is
-    # sent would run into it, so the limit is changed as soon as the connection is up.
-    def relax(sock: socket.socket | None) -> None:
-        if sock is not None:
-            sock.settimeout(stall_timeout_seconds)
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-
-    class Used:
-        """Remembers which thread uses the connection."""
-
-        thread = 0
-
-        def putrequest(self, *args: Any, **kwargs: Any) -> None:  # Any: http.client's own signature
-            self.thread = threading.get_ident()
-            connections.add(self)
-            super().putrequest(*args, **kwargs)  # type: ignore[misc]  # the classes below have it
-
-    class PlainConnection(Used, HTTPConnection):
-        def connect(self) -> None:
-            super().connect()
-            relax(self.sock)
-
-    class TlsConnection(Used, HTTPSConnection):
-        def connect(self) -> None:
-            super().connect()
-            relax(self.sock)
-
-    class PlainPool(HTTPConnectionPool):
-        ConnectionCls = PlainConnection
-
-    class TlsPool(HTTPSConnectionPool):
-        ConnectionCls = TlsConnection
-
-    pools = {"http": PlainPool, "https": TlsPool}
-
-    class Adapter(Base):
-        _context: ssl.SSLContext | None = None
-
-        def _tls_context(self) -> ssl.SSLContext:
-            if self._context is None:
-                self._context = context()
-            return self._context
-
-        def init_poolmanager(self, *args: Any, **kwargs: Any) -> None:  # Any: requests' own signature
-            super().init_poolmanager(*args, blocksize=block_bytes, **kwargs)
-            self.poolmanager.pool_classes_by_scheme = pools
-
-        def proxy_manager_for(self, proxy: str, **kwargs: Any) -> Any:  # Any: requests' own signature
-            manager = super().proxy_manager_for(proxy, blocksize=block_bytes, **kwargs)
-            manager.pool_classes_by_scheme = pools
-            return manager
-
-        def cert_verify(self, conn: Any, url: str, verify: Any, cert: Any) -> None:  # Any: requests' own signature
-            # requests would load its own bundle of authorities here, beside the system's that the context has.
-            if url.lower().startswith("https"):
-                conn.cert_reqs = "CERT_REQUIRED" if verify else "CERT_NONE"
-                conn.ssl_context = self._tls_context()
-                conn.conn_kw["ssl_context"] = conn.ssl_context
-
-    if insecure:
-        # Whoever sets insecure = true knows; the library's warning would be printed among our output.
-        urllib3.disable_warnings(urllib3.exceptions.InsecureRequestWarning)
-    return Adapter(pool_connections=16, pool_maxsize=_POOL_CONNECTIONS)
 
 
 class _Raw:
