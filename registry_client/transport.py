@@ -1,8 +1,7 @@
 """HTTP for everything that pybuild fetches or sends: pooled connections, retries, redirects, bounds, redaction.
 
 Owns connections. Never knows about credentials, registries or images; an Authorization header that a caller gives goes to the URL's
-own origin and to no other. requests is imported only here, in
-``connections.py`` and in ``download.py``, and only once something is sent.
+own origin and to no other. requests is imported only here and in ``connections.py``, and only once something is sent.
 """
 
 from __future__ import annotations

@@ -63,7 +63,7 @@ def test_no_folder_is_imported_under_its_bare_name(folder: str) -> None:
 
 
 def test_requests_is_imported_only_by_the_registry_clients_http_modules() -> None:
-    allowed = {ROOT / f"registry_client/{name}.py" for name in ("transport", "connections", "download")}
+    allowed = {ROOT / f"registry_client/{name}.py" for name in ("transport", "connections")}
     for folder in (*FOLDERS, "src/pybuild"):
         for path in (ROOT / folder).rglob("*.py"):
             if any(name.split(".")[0] in ("requests", "urllib3") for name in imported_modules(path)):
