@@ -36,6 +36,18 @@ COPY --from=build out .
     assert ((out / "platform").read_text(), (out / "os").read_text()) == ("darwin/ppc64le", "freebsd")
 
 
+def test_a_platform_is_told_by_its_canonical_name(pybuild: Command, tmp_path: Path) -> None:
+    dockerfile = (
+        "FROM scratch\nARG TARGETPLATFORM\nARG TARGETVARIANT\nLABEL is=$TARGETPLATFORM variant=$TARGETVARIANT\n"
+    )
+    out = tmp_path / "o"
+    pybuild.build(
+        dockerfile, tmp_path / "c", "--platform=linux/arm,linux/arm64/v8,linux/arm/v7", f"--output=type=oci,dest={out}"
+    )
+    labels = [image.config["Labels"] for image in read_images(out)]
+    assert labels == [{"is": "linux/arm/v7", "variant": "v7"}, {"is": "linux/arm64", "variant": ""}]
+
+
 def test_the_operating_systems_version_chooses_the_base(pybuild: Command, tmp_path: Path, registry: str) -> None:
     target = f"{registry}/conformance/osversion:latest"
     first, second = "windows(1.2.3)/bar", "windows(1.1.0)/bar"
