@@ -70,7 +70,9 @@ def plan_make(op: FileMake, *, parent: FileView | None) -> CopyPlan:
     tree = PendingTree(parent)
     uid, gid = (0, 0) if owner is None else (owner.uid, owner.gid)
     made_ns = MADE_NS if op.epoch is None else op.epoch * 1_000_000_000
-    tree.make_directories(tree.resolve(op.directory), mode=op.mode, uid=uid, gid=gid, mtime_ns=made_ns)
+    tree.make_directories(
+        tree.resolve(op.directory), mode=op.mode, uid=uid, gid=gid, mtime_ns=made_ns, inherit=owner is None
+    )
     return CopyPlan(tuple(tree.entries()), warnings)
 
 
@@ -171,7 +173,7 @@ class _Copier:
                 return False
         target = self.tree.resolve(self.op.destination)
         uid, gid = self._created_owner()
-        self.tree.make_directories(target, mode=0o755, uid=uid, gid=gid)
+        self.tree.make_directories(target, mode=0o755, uid=uid, gid=gid, inherit=self.owner is None)
         with source.open(match.path) as file:
             unpack(file, self.tree, target, owner=self.owner, spool=self.spool)
         return True
@@ -193,7 +195,7 @@ class _Copier:
     def _make(self, path: str) -> None:
         uid, gid = self._created_owner()
         mode = 0o755 if self.mode is None else self.mode.of_created_directories
-        self.tree.make_directories(path, mode=mode, uid=uid, gid=gid)
+        self.tree.make_directories(path, mode=mode, uid=uid, gid=gid, inherit=self.owner is None)
 
     def _created_owner(self) -> tuple[int, int]:
         return (0, 0) if self.owner is None else (self.owner.uid, self.owner.gid)

@@ -11,6 +11,7 @@ layer.
 from __future__ import annotations
 
 import os
+import stat
 from collections.abc import Iterator
 from typing import BinaryIO, Final
 
@@ -100,9 +101,13 @@ class PendingTree:
         """True if ``path`` is a directory made here that has nothing in it yet."""
         return path in self._new_directories and next(reversed(self.made)) == path
 
-    def make_directories(self, path: str, *, mode: int, uid: int = 0, gid: int = 0, mtime_ns: int = MADE_NS) -> None:
-        """Make the directory ``path`` (links resolved) and what is missing above it. Raises NotADirectory."""
+    def make_directories(
+        self, path: str, *, mode: int, uid: int = 0, gid: int = 0, mtime_ns: int = MADE_NS, inherit: bool = False
+    ) -> None:
+        """Make the directory ``path`` (links resolved) and what is missing above it. Below a set-group-ID
+        directory it is as with mkdir(2); ``inherit``: nobody asked for an owner, so that the group comes from there too. Raises NotADirectory."""
         missing: list[str] = []
+        node = None
         while path:
             node = self.lookup(path)
             if node is not None:
@@ -111,6 +116,8 @@ class PendingTree:
                 break
             missing.append(path)
             path = parent_of(path)
+        if node is not None and node.mode & stat.S_ISGID:
+            mode, gid = mode | stat.S_ISGID, node.gid if inherit else gid
         for directory in reversed(missing):
             self.put(LayerEntry(directory, Kind.DIRECTORY, mode, uid, gid, mtime_ns))
 

@@ -297,14 +297,14 @@ class Solver:
             self.reports.append(StepReport(step, True, now, now))
 
     def _start(self, step: Step) -> None:
-        note = step.vertex.note
-        if not note.grouped:
+        note = step.vertex.inputs[-1].note if step.vertex.note.grouped else step.vertex.note
+        if not _is_told_elsewhere(step):
             self._progress.emit(
                 StepStarted(step.key, note.title, self._clock(), tuple(i.key for i in step.inputs), note.lines)
             )
 
     def _end(self, event: StepDone, step: Step) -> None:
-        if not step.vertex.note.grouped:
+        if not _is_told_elsewhere(step):
             self._progress.emit(event)
 
     # --- running ---------------------------------------------------------------------------------------------------------
@@ -436,3 +436,8 @@ class _Tail:
 
     def lines(self) -> list[bytes]:
         return bytes(self._data[-_OUTPUT_BYTES:]).splitlines()[-_OUTPUT_LINES:]
+
+
+def _is_told_elsewhere(step: Step) -> bool:
+    """True for the second half of a linked copy; but where its first half is another instruction's step, this is all there is of it."""
+    return step.vertex.note.grouped and step.inputs[-1].vertex is step.vertex.inputs[-1]

@@ -160,3 +160,44 @@ def test_steps_are_counted_with_triggers_and_named_where_mounts_read_something(
     ]
     built = pybuild.build("FROM busybox\nRUN --mount=target=/m cat /m/f\n", context)
     assert "[stage-0 2/2] RUN --mount=target=/m cat /m/f" in titles(built.stderr)
+
+
+def test_a_linked_copy_that_another_instruction_made_already_is_shown_where_it_stands(
+    pybuild: Command, tmp_path: Path
+) -> None:
+    context = write_files(tmp_path / "c", {"f": "x"})
+    built = pybuild.build("FROM busybox\nCOPY --link f /a\nRUN rm /a\nCOPY --link f /a\n", context)
+    assert [title for title in titles(built.stderr) if "COPY" in title] == [
+        "[2/4] COPY --link f /a",
+        "[4/4] COPY --link f /a",
+    ]
+
+
+def test_directories_made_below_a_set_group_id_directory_are_like_it(pybuild: Command, tmp_path: Path) -> None:
+    context = write_files(tmp_path / "c", {"f": "x", "d/x": "y"})
+    dockerfile = (
+        "FROM busybox\nRUN mkdir /s && chown 3:7 /s && chmod 2775 /s\nCOPY d /s/n\nCOPY f /s/p/q/\nCOPY --chown=1:2 f /s/c/\n"
+        "COPY --chmod=700 f /s/m/\nWORKDIR /s/w\nUSER 5:6\nWORKDIR /s/u\nCOPY f y/\n"
+    )
+    image = build_image(pybuild, dockerfile, context)
+    made = {
+        entry.name: (oct(entry.mode), *entry.owner)
+        for layer in image.layers[2:]
+        for entry in layer
+        if entry.name.startswith("s/") and entry.name != "s/"
+    }
+    assert made == {
+        "s/n/": ("0o2755", 0, 7),
+        "s/n/x": ("0o600", 0, 0),
+        "s/p/": ("0o2755", 0, 7),
+        "s/p/q/": ("0o2755", 0, 7),
+        "s/p/q/f": ("0o600", 0, 0),
+        "s/c/": ("0o2755", 1, 2),
+        "s/c/f": ("0o600", 1, 2),
+        "s/m/": ("0o2700", 0, 7),
+        "s/m/f": ("0o700", 0, 0),
+        "s/w/": ("0o2755", 0, 7),
+        "s/u/": ("0o2755", 5, 6),
+        "s/u/y/": ("0o2755", 0, 6),
+        "s/u/y/f": ("0o600", 0, 0),
+    }
