@@ -150,7 +150,7 @@ class _Attributes:
 
     def level(self) -> int | None:
         text = self.take("compression-level")
-        if text and not text.lstrip("-").isdigit():
+        if text and not text.lstrip("-").isdecimal():
             raise UsageError(f"invalid compression-level {text!r} in {self.option}", hint="a whole number")
         return int(text) if text else None
 

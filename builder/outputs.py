@@ -151,7 +151,7 @@ def _from_values(text: str, values: dict[str, str | None], annotations: dict[str
     if compression == "estargz":
         raise UsageError("compression=estargz is not supported", hint="use gzip, zstd or uncompressed")
     level_text = values.pop("compression-level", None)
-    if level_text is not None and not level_text.lstrip("-").isdigit():
+    if level_text is not None and not level_text.lstrip("-").isdecimal():
         raise UsageError(f"invalid compression-level {level_text!r}", hint="a whole number")
     dest = values.pop("dest", None)
     epoch = _epoch(values.pop("source-date-epoch")) if "source-date-epoch" in values else None

@@ -100,7 +100,7 @@ def _unix(path: str, options: DaemonOptions, notices: list[str]) -> Listening:
 def _group(name: str | None, address: str) -> int | None:
     """The group for unix sockets: the one asked for must exist, else the first usual one; root's own without any."""
     for candidate in (name,) if name else _GROUPS:
-        if candidate.isdigit():
+        if candidate.isdecimal():
             return int(candidate)
         with contextlib.suppress(KeyError):
             found = grp.getgrnam(candidate).gr_gid

@@ -82,7 +82,7 @@ def parse_duration(text: str | int | float) -> float:
     if isinstance(text, (int, float)):
         return float(text)
     compact = text.replace(" ", "").lower()
-    if compact.isdigit():
+    if compact.isdecimal():
         return float(compact)
     parts = _DURATION.findall(compact)
     if not parts or "".join(number + unit for number, unit in parts) != compact:

@@ -38,7 +38,7 @@ def check_chmod(value: str) -> None:
     try:
         mode = parse_unsigned(value, base=8)
     except ValueError:
-        if value[:1].isdigit():
+        if value[:1].isdecimal():
             raise refused from None
         if not _SYMBOLIC_MODE.fullmatch(value):
             raise ValueProblem("invalid syntax", hint=hint) from None

@@ -91,4 +91,4 @@ def choose(entries: Sequence[Descriptor], wanted: Platform) -> Descriptor | None
 
 def _number(variant: str) -> int:
     digits = variant.removeprefix("v").partition(".")[0]
-    return int(digits) if digits.isdigit() and len(digits) < 3 else 0
+    return int(digits) if digits.isdecimal() and len(digits) < 3 else 0

@@ -208,7 +208,7 @@ def _bypasses(rule: str, host: str, port: int) -> bool:
         except ValueError:
             pass  # perhaps an address with a port
     name, colon, rule_port = rule.rpartition(":")
-    if colon and rule_port.isdigit():
+    if colon and rule_port.isdecimal():
         if int(rule_port) != port:
             return False
         rule = name.strip("[]")

@@ -39,7 +39,7 @@ def why(arguments: list[str], environment: Environment) -> int:
                 print(f"{record.ref[:12]}  {age} ago  {', '.join(record.names) or '-'}  {record.error or 'ok'}")
             return 0
         name, wanted = options.build, options.step
-        if name is not None and wanted is None and name.isdigit():
+        if name is not None and wanted is None and name.isdecimal():
             name, wanted = None, name
         explained = engine.build_causes(name, with_causes=bool(options.json or wanted))
         if explained is None:
@@ -61,7 +61,7 @@ def _chosen(record: BuildRecord, wanted: str | None) -> list[tuple[int, BuildSte
     numbered = list(enumerate(record.steps, 1))
     if wanted is None:
         return numbered
-    if wanted.isdigit():
+    if wanted.isdecimal():
         found = [row for row in numbered if row[0] == int(wanted)]
     else:
         found = [row for row in numbered if wanted.lower() in row[1].title.lower()]
