@@ -177,6 +177,10 @@ def test_a_step_sees_what_a_crun_container_sees(root: Path, tmp_path: Path, uid:
     # Which namespaces lie in between shows in the number of process ids.
     for sections in (ours, theirs):
         sections["status"] = [line.split("\t")[0] + line.split("\t")[-1] for line in sections["status"]]
+    if not Path("/proc/kcore").exists():
+        # runc leaves the link out where the kernel has no such file, crun makes it all the same.
+        assert not any("core" in line for line in ours["devices"])
+        theirs["devices"] = [line for line in theirs["devices"] if "core" not in line]
     assert ours == theirs
 
 
