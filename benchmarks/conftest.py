@@ -5,6 +5,7 @@ Run them with ``make bench``; ``benchmarks/report.py`` turns the figures into th
 
 from __future__ import annotations
 
+import abc
 import functools
 import json
 import os
@@ -29,7 +30,7 @@ PROGRAM = [str(_SCRIPT)] if _SCRIPT.exists() else [sys.executable, "-m", "pybuil
 
 
 @dataclass(slots=True)
-class Tool:
+class Tool(abc.ABC):
     """One builder: how it builds, pushes, pulls; each on a store of its own below ``root``.
 
     ``cpu_seconds``: what each run of the program and its children took; ``peak_bytes``: the memory of its largest process so far.
@@ -41,8 +42,9 @@ class Tool:
     cpu_seconds: list[float] = field(default_factory=list)
     peak_bytes: int = field(default=0)
 
+    @abc.abstractmethod
     def command(self, *arguments: str) -> list[str]:
-        raise NotImplementedError
+        """The command line that runs the tool on its own store."""
 
     def run(self, *arguments: str) -> bytes:
         """Run to the end and return what was printed; a failure shows the tool's own words."""
@@ -59,19 +61,21 @@ class Tool:
                 raise AssertionError(f"{self.name} {' '.join(arguments)}: {process.returncode}\n{words}")
             return out.read()
 
+    @abc.abstractmethod
     def fresh(self) -> None:
         """Forget everything but the base image."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def build(self, context: Path, *, tag: str = "bench", extra: Sequence[str] = ()) -> None:
-        raise NotImplementedError
+        """Build the Dockerfile of ``context``."""
 
+    @abc.abstractmethod
     def name_image(self, tag: str, target: str) -> None:
         """Prepare the local image ``tag`` for a push to ``target``."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def push(self, tag: str, target: str) -> None:
-        raise NotImplementedError
+        """Push what ``name_image`` prepared."""
 
 
 @dataclass(slots=True)
