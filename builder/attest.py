@@ -34,7 +34,7 @@ from .provenance import (
     predicate,
 )
 from .provenance_steps import SourceFile, details, steps_of
-from .redaction import redact_url
+from .redaction import mask_credentials
 from .request import BuildRequest
 from .sbom import ScannerChoice, read_bundle, scan_step
 from .solver_steps import Result, Step
@@ -202,7 +202,7 @@ def frontend_args(request: BuildRequest) -> dict[str, str]:
     args |= {f"label:{name}": value for name, value in request.labels.items()}
     for name, value in request.named_contexts.items():
         remote = "://" in value or value.startswith(("target:", "git@"))
-        args[f"context:{name}"] = redact_url(value) if remote else f"local:{name}"
+        args[f"context:{name}"] = mask_credentials(value) if remote else f"local:{name}"
     if request.target:
         args["target"] = request.target
     if request.no_cache:

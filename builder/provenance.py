@@ -20,7 +20,7 @@ from pybuild.values import dataclass, field
 from .assemble import rfc3339
 from .platforms import format_platform, normalize_platform
 from .purl import image_purl
-from .redaction import redact_url
+from .redaction import mask_credentials
 
 BUILD_TYPE: Final = "https://github.com/moby/buildkit/blob/master/docs/attestations/slsa-definitions.md"
 BUILD_TYPE_02: Final = "https://mobyproject.org/buildkit@v1"
@@ -148,8 +148,8 @@ class Capture:
             kind = "oci" if image.local else "docker"
             uri = image_purl(image.reference, platform=image.platform, kind=kind)
             out.append({"uri": uri, "digest": {image.digest.algorithm: image.digest.hex}})
-        trees = {redact_url(tree.url): commit_digest(tree.commit) for tree in reversed(self.git)}
-        files = {redact_url(file.url): {file.digest.algorithm: file.digest.hex} for file in reversed(self.http)}
+        trees = {mask_credentials(tree.url): commit_digest(tree.commit) for tree in reversed(self.git)}
+        files = {mask_credentials(file.url): {file.digest.algorithm: file.digest.hex} for file in reversed(self.http)}
         for found in (trees, files):
             out += [{"uri": uri, "digest": found[uri]} for uri in sorted(found)]
         return out
@@ -261,7 +261,7 @@ def _slsa_1(
 def _config_source(request: FrontendRequest) -> dict[str, Any]:  # Any: the JSON edge
     out: dict[str, Any] = {}
     if request.uri:
-        out["uri"] = redact_url(request.uri)
+        out["uri"] = mask_credentials(request.uri)
     if request.digest:
         out["digest"] = dict(request.digest)
     if request.path:
@@ -295,7 +295,7 @@ def _parameters(
 
 def _metadata(request: FrontendRequest, details: Details | None) -> dict[str, Any]:  # Any: the JSON edge
     out: dict[str, Any] = {}
-    vcs = {key: redact_url(value) if key == "source" else value for key, value in request.vcs.items() if value}
+    vcs = {key: mask_credentials(value) if key == "source" else value for key, value in request.vcs.items() if value}
     if vcs:
         out["vcs"] = dict(sorted(vcs.items()))
     if details is not None:

@@ -40,7 +40,7 @@ from .graph import (
     Unpack,
 )
 from .provenance import Details
-from .redaction import redact_url
+from .redaction import mask_credentials
 from .solver_steps import Step, source_input
 
 Object = dict[str, Any]  # Any: the JSON edge
@@ -173,7 +173,7 @@ def _body(op: Op, numbers: Mapping[int, int]) -> tuple[Object, Platform | None]:
             attrs = {"http.filename": op.filename}
             if op.checksum is not None:
                 attrs["http.checksum"] = str(op.checksum)
-            return {"source": {"identifier": redact_url(op.url), "attrs": attrs}}, None
+            return {"source": {"identifier": mask_credentials(op.url), "attrs": attrs}}, None
         case Exec():
             return {"exec": _exec(op, numbers)}, op.platform
         case FileCopy():
@@ -198,7 +198,7 @@ def _image_identifier(op: ImageSource) -> str:
 
 
 def _git(op: GitSource) -> Object:
-    remote = redact_url(op.remote)
+    remote = mask_credentials(op.remote)
     fragment = op.ref + (f":{op.subdir}" if op.subdir else "")
     attrs = {"git.fullurl": remote}
     if op.commit:

@@ -7,7 +7,7 @@ from urllib.parse import urlsplit, urlunsplit
 _MASK = "xxxxx"
 
 
-def redact_url(text: str) -> str:
+def mask_credentials(text: str) -> str:
     """``https://user:password@host/path`` as ``https://xxxxx:xxxxx@host/path``; what is no URL stays as it is."""
     try:
         parts = urlsplit(text)

@@ -45,7 +45,7 @@ from pybuild.builder.provenance import (
 )
 from pybuild.builder.provenance_steps import SourceFile, details, operation
 from pybuild.builder.purl import image_purl
-from pybuild.builder.redaction import redact_url
+from pybuild.builder.redaction import mask_credentials
 from pybuild.builder.solver_steps import Result, Step
 from pybuild.errors import UsageError
 from pybuild.layers.descriptor import OCI_LAYER_GZIP, Descriptor, Platform
@@ -94,14 +94,14 @@ def test_the_platform_of_a_package_url_is_normalized():
     ],
 )
 def test_credentials_in_urls_are_masked(url: str, expected: str):
-    assert redact_url(url) == expected
+    assert mask_credentials(url) == expected
 
 
 @given(st.text(max_size=40))
 @settings(deadline=None, max_examples=60)
 def test_masking_takes_any_text_and_is_stable(text: str):
-    once = redact_url(f"https://{text}")
-    assert redact_url(once) == once
+    once = mask_credentials(f"https://{text}")
+    assert mask_credentials(once) == once
 
 
 # --- options ---------------------------------------------------------------------------------------------------------
