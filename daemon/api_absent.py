@@ -43,21 +43,11 @@ class AbsentRoutes:
             router.add("*", f"/{group}", handler)
             router.add("*", f"/{group}/{{rest:.*}}", handler)
         router.add("POST", "/commit", _refusing(NotSupportedYet("containers")))
-        for path in ("/session", "/grpc"):
-            router.add("POST", path, _refusing(_no_session()))
 
     async def _no_network(self, request: web.Request) -> web.StreamResponse:
         raise ApiError(
             f"network {request.match_info['name']} not found: networks are not supported by this daemon yet", status=404
         )
-
-
-def _no_session() -> ApiError:
-    return ApiError(
-        "this daemon has no BuildKit session (/session, /grpc): build with the classic protocol",
-        status=501,
-        hint="set DOCKER_BUILDKIT=0, or use pybuild -H",
-    )
 
 
 def _refusing(error: ApiError) -> Handler:

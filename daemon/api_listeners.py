@@ -160,6 +160,8 @@ def tls_context(options: DaemonOptions) -> ssl.SSLContext | None:
         return None
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
+    # The first of ours that a client knows: HTTP/2 is for those who speak nothing else (gRPC).
+    context.set_alpn_protocols(["http/1.1", "h2"])
     try:
         context.load_cert_chain(options.tls_certificate, options.tls_key)
         if mutual_tls(options):

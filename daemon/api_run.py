@@ -15,7 +15,8 @@ from typing import Final
 
 from aiohttp import web
 
-from .api_listeners import notify, open_all
+from .api_buildkit import FirstBytes
+from .api_listeners import Listening, notify, open_all
 from .api_log import set_up_log
 from .api_server import LOG, Daemon, make_runner
 from .daemon_options import DaemonOptions
@@ -38,13 +39,11 @@ async def serve(
     await runner.setup()
     listening, notices = open_all(options, variables)
     _on_signals(daemon, options, variables=variables, reload=reload)
-    sites: list[web.SockSite] = []
+    servers: list[asyncio.Server] = []
     try:
         for each in listening:
             each.socket.setblocking(False)
-            site = web.SockSite(runner, each.socket, ssl_context=each.tls, backlog=256)
-            await site.start()
-            sites.append(site)
+            servers.append(await _listen(daemon, runner, each))
         for notice in notices:
             LOG.warning(notice)
         # Before there are many threads, so that the first build needn't wait for it.
@@ -56,14 +55,27 @@ async def serve(
         tidying.cancel()
         LOG.info("stopping", extra={"running": daemon.work.running})
         notify(variables, "STOPPING=1")
-        for site in sites:
-            await site.stop()
+        for server in servers:
+            server.close()
         await _end(daemon, options)
     finally:
+        daemon.buildkit.close()
         await runner.cleanup()
         for each in listening:
             each.close()
         daemon.work.close()
+
+
+async def _listen(daemon: Daemon, runner: web.AppRunner, listening: Listening) -> asyncio.Server:
+    """Serve one socket: HTTP/1.1 by the runner, HTTP/2 by what BuildKit's clients call."""
+    http1 = runner.server
+    assert http1 is not None  # after its setup
+    return await asyncio.get_running_loop().create_server(
+        lambda: FirstBytes(http1=http1, http2=daemon.buildkit.connection),
+        sock=listening.socket,
+        ssl=listening.tls,
+        backlog=256,
+    )
 
 
 async def _tidy(daemon: Daemon) -> None:

@@ -22,6 +22,7 @@ from aiohttp import web
 from pybuild import __version__
 from pybuild.errors import PybuildError
 
+from .api_buildkit import Buildkit, BuildkitRoutes
 from .api_errors import ApiError, message_of, status_of
 from .api_events import Events
 from .api_metrics import Metrics
@@ -54,6 +55,7 @@ class Daemon:
         self.id = _lasting_id(engine.store.root)
         self.builds: dict[str, threading.Event] = {}
         self.stopping = asyncio.Event()
+        self.buildkit = Buildkit(self)
 
 
 def _lasting_id(root: Path) -> str:
@@ -129,7 +131,7 @@ def make_application(daemon: Daemon) -> web.Application:
     application = web.Application(middlewares=[around], client_max_size=BODY_LIMIT_BYTES)
     router = Router(application)
     # The order counts where a name in the path may be anything.
-    for routes in (SystemRoutes, OwnRoutes, BuildRoutes, TransferRoutes, ImageRoutes, AbsentRoutes):
+    for routes in (SystemRoutes, OwnRoutes, BuildRoutes, BuildkitRoutes, TransferRoutes, ImageRoutes, AbsentRoutes):
         routes(daemon).register(router)
     application.on_response_prepare.append(_common_headers)
     return application
