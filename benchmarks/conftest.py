@@ -23,6 +23,8 @@ from typing import Any
 
 import pytest
 
+sys.path.insert(0, str(Path(__file__).parent))  # the benchmarks' own modules
+
 REPOSITORY = Path(__file__).resolve().parents[1]
 FOLDERS = ("parser", "layers", "builder", "registry_client", "daemon")
 _SCRIPT = Path(sys.executable).parent / "pybuild"
@@ -33,7 +35,8 @@ PROGRAM = [str(_SCRIPT)] if _SCRIPT.exists() else [sys.executable, "-m", "pybuil
 class Tool(abc.ABC):
     """One builder: how it builds, pushes, pulls; each on a store of its own below ``root``.
 
-    ``cpu_seconds``: what each run of the program and its children took; ``peak_bytes``: the memory of its largest process so far.
+    ``cpu_seconds``: what each run of the program and its children took; ``peak_bytes``: the memory of its largest process so far;
+    ``said``: what the last run printed to stderr, after what it printed to stdout.
     """
 
     name: str
@@ -41,6 +44,7 @@ class Tool(abc.ABC):
     count: int = field(default=0)
     cpu_seconds: list[float] = field(default_factory=list)
     peak_bytes: int = field(default=0)
+    said: str = field(default="")
 
     @abc.abstractmethod
     def command(self, *arguments: str) -> list[str]:
@@ -56,10 +60,11 @@ class Tool(abc.ABC):
             self.peak_bytes = max(self.peak_bytes, usage.ru_maxrss << 10)
             out.seek(0)
             err.seek(0)
+            printed, words = out.read(), err.read().decode(errors="replace")
+            self.said = printed.decode(errors="replace") + words
             if process.returncode != 0:
-                words = err.read().decode()[-2000:]
-                raise AssertionError(f"{self.name} {' '.join(arguments)}: {process.returncode}\n{words}")
-            return out.read()
+                raise AssertionError(f"{self.name} {' '.join(arguments)}: {process.returncode}\n{words[-2000:]}")
+            return printed
 
     @abc.abstractmethod
     def fresh(self) -> None:
@@ -196,17 +201,26 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return directory
 
 
+@pytest.fixture(scope="session")
+def new_tool(workspace: Path) -> Callable[[str, str], Tool]:
+    """``new_tool(name, directory)``: a builder with the base image in a store of its own."""
+
+    def make(name: str, directory: str) -> Tool:
+        if name == "buildah" and shutil.which("buildah") is None:
+            pytest.skip("the program buildah is not installed")
+        root = workspace / directory
+        root.mkdir(exist_ok=True)
+        made = Pybuild(name, root) if name == "pybuild" else Buildah(name, root)
+        made.fresh()
+        return made
+
+    return make
+
+
 @pytest.fixture(scope="session", params=["pybuild", "buildah"])
-def tool(request: pytest.FixtureRequest, workspace: Path) -> Pybuild | Buildah:
+def tool(request: pytest.FixtureRequest, new_tool: Callable[[str, str], Tool]) -> Tool:
     """Each builder in turn, with the base image in its store."""
-    name = request.param
-    directory = workspace / name
-    directory.mkdir(exist_ok=True)
-    if name == "buildah" and shutil.which("buildah") is None:
-        pytest.skip("the program buildah is not installed")
-    made = Pybuild(name, directory) if name == "pybuild" else Buildah(name, directory)
-    made.fresh()
-    return made
+    return new_tool(request.param, request.param)
 
 
 @pytest.fixture(scope="session")

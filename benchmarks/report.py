@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import statistics
 import sys
 from collections import defaultdict
 from pathlib import Path
@@ -17,6 +18,8 @@ def rows(results: list[dict[str, Any]]) -> dict[str, Row]:  # Any: JSON
     for result in results:
         for entry in result["benchmarks"]:
             more = entry["extra_info"]
+            if "replay" in more:
+                continue
             name = (entry["params"] or {}).get("tool", "pybuild")
             groups[entry["group"] or entry["name"]][name] = {
                 "wall": entry["stats"]["median"],
@@ -48,6 +51,27 @@ def table(groups: dict[str, Row]) -> str:
     return "\n".join(lines)
 
 
+def replay(results: list[dict[str, Any]]) -> str:  # Any: JSON
+    """Markdown: what the replay of a project's history took with each tool and cache, or nothing if it didn't run."""
+    ways = [
+        entry["extra_info"]["replay"]
+        for result in results
+        for entry in result["benchmarks"]
+        if "replay" in entry["extra_info"]
+    ]
+    lines = [
+        "| commits built with nothing but a cache in a registry | s | median of a commit | CPU s | MB up | MB down | requests |",
+        "| --- | ---: | ---: | ---: | ---: | ---: | ---: |",
+    ]
+    for way in ways:
+        seconds = way["seconds"]
+        lines.append(
+            f"| {way['way']}, {len(seconds)} commits | {sum(seconds):.1f} | {statistics.median(seconds):.2f} | {way['cpu']:.1f}"
+            f" | {sum(way['up']) / 1e6:.1f} | {sum(way['down']) / 1e6:.1f} | {sum(way['requests']):,} |"
+        )
+    return "\n".join(lines) if ways else ""
+
+
 def _figures(figures: dict[str, float] | None) -> str:
     if figures is None:
         return "– | – | –"
@@ -62,5 +86,11 @@ def _ratio(ours: dict[str, float] | None, theirs: dict[str, float] | None, what:
     return f"{theirs[what] / ours[what]:.1f}"
 
 
+def main() -> None:
+    results = [json.loads(Path(name).read_text(encoding="utf-8")) for name in sys.argv[1:]]
+    groups = rows(results)
+    print("\n\n".join(filter(None, (table(groups) if groups else "", replay(results)))))
+
+
 if __name__ == "__main__":
-    print(table(rows([json.loads(Path(name).read_text(encoding="utf-8")) for name in sys.argv[1:]])))
+    main()
