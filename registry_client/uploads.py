@@ -20,6 +20,7 @@ from .transfers import Stop
 from .transport import BodyReader, BytesBody, ConnectionFailed, RegistryError, Request, Response, UnexpectedStatus
 
 _CHUNK_BYTES: Final = 16 << 20
+_ASK_BYTES: Final = 128 << 10
 _MOUNT_TRIES: Final = 3
 _STUCK_TRIES: Final = 2
 _RANGE = re.compile(r"(?:bytes[= ])?0-(\d{1,18})\Z")
@@ -68,8 +69,8 @@ class _Lost(Exception):
 class BlobUpload:
     """The upload of one blob.
 
-    ``source`` is read from the start as often as needed. ``mount_from``: repositories of the same registry that have the blob;
-    ``guesses``: others that may have it, of which just the first is tried: a failed mount costs as much as it would save.
+    ``source`` is read from the start as often as needed. ``mount_from``: repositories of the same registry that have the blob, this one
+    perhaps among them; ``guesses``: others that may have it, of which just the first is tried: a failed mount costs as much as it would save.
     ``on_bytes`` gets how far the upload is.
     """
 
@@ -91,6 +92,7 @@ class BlobUpload:
         maybe = [name for name in guesses if name != repository.name and name not in sure][:1]
         self._mount_from = (*sure, *maybe)
         self._sure = len(sure)
+        self._known_here = repository.name in mount_from
         self._on_bytes = on_bytes
         self._stop = stop or Stop()
         self._transport = repository.client.transport
@@ -99,6 +101,8 @@ class BlobUpload:
 
     def run(self) -> Uploaded:
         """Make sure that the repository has the blob. Raises RegistryError, Cancelled."""
+        if self._known_here and self._exists():
+            return Uploaded(Outcome.EXISTS)
         session: _Session | None = None
         for number, name in enumerate(self._mount_from):
             if session is not None:
@@ -108,14 +112,17 @@ class BlobUpload:
             mounted, session = self._mount(name)
             if mounted:
                 return Uploaded(Outcome.MOUNTED)
-        # A failed mount has opened a session; asking first still pays for blobs that cost more than a request.
-        ask = session is None or self._descriptor.size > _CHUNK_BYTES
-        if ask and self._repository.head_blob(self._descriptor.digest, scopes=self._repository.push_scopes) is not None:
+        # A failed mount has opened a session; asking still pays for blobs that cost more than a request.
+        ask = session is None or self._descriptor.size > _ASK_BYTES
+        if ask and not self._known_here and self._exists():
             if session is not None:
                 self._abandon(session)
             return Uploaded(Outcome.EXISTS)
         self._send(session)
         return Uploaded(Outcome.SENT, self._sent)
+
+    def _exists(self) -> bool:
+        return self._repository.head_blob(self._descriptor.digest, scopes=self._repository.push_scopes) is not None
 
     # --- sessions ---
 

@@ -164,6 +164,41 @@ def test_blobs_of_other_repositories_are_mounted(registry: FaultRegistry, store:
     assert report.mounted + report.sent == 4
 
 
+def test_blobs_that_the_repository_has_are_not_sent_because_a_mount_failed(
+    registry: FaultRegistry, store: BlobStore
+) -> None:
+    image = make_image(store, layers=3, size=200_000)
+    layers = Manifest.from_bytes(read(store, image.digest)).layers
+    for layer in layers:
+        registry.add_blob(NAME, read(store, layer.digest))
+    report = pushed(registry, store, image, mount_from=["none/app"])
+    assert (report.sent, report.existing) == (1, 3)
+    complete(registry, store, image)
+
+
+def test_blobs_that_are_known_to_be_in_the_repository_cost_one_request(
+    registry: FaultRegistry, store: BlobStore
+) -> None:
+    image = make_image(store)
+    manifest = Manifest.from_bytes(read(store, image.digest))
+    blobs = (manifest.config, *manifest.layers)
+    origins = RememberedOrigins()
+    for blob in blobs:
+        registry.add_blob(NAME, read(store, blob.digest))
+        origins.remember(registry.host, NAME, (blob.digest,))
+    gone = manifest.layers[0]
+    del registry.blobs[NAME][str(gone.digest)]
+    lines: list[str] = []
+    with client_for(lines=lines) as client:
+        report = pushed(registry, store, image, client=client, origins=origins, mount_from=["none/app"])
+    assert (report.sent, report.existing) == (1, len(blobs) - 1)
+    for blob in blobs:
+        asked = [line.split()[0] for line in lines if str(blob.digest) in line]
+        assert asked[0] == "HEAD"
+        assert len(asked) == 1 or blob == gone
+    complete(registry, store, image)
+
+
 def test_a_refused_mount_becomes_an_upload(registry: FaultRegistry, store: BlobStore) -> None:
     image = make_image(store)
     registry.on("POST", "/blobs/uploads/", lambda x: x.error(403, "DENIED") if "mount" in x.query else False)
