@@ -4,6 +4,7 @@ Owns the trees below ``remotes/context/`` and bringing one to what a client list
 
     remotes/context/<group>/<key>.lock       held while a build uses <key>
     remotes/context/<group>/<key>/index      the rows of the tree, JSON; missing while the tree is changed
+    remotes/context/<group>/<key>/arriving-… a file that is not complete yet
     remotes/context/<group>/<key>/tree/…     the files
 """
 
@@ -28,6 +29,42 @@ from .wire import WireError
 
 _COPIES: Final = 16
 _CHUNK: Final = 1 << 20
+_DRAFT: Final = "arriving-"
+
+
+class ArrivingFile:
+    """A file on its way, beside the tree until it is complete. A context manager: leaving it puts the file into its place, or drops it after an error."""
+
+    def __init__(self, draft: str, place: str) -> None:
+        self._draft = draft
+        self._place = place
+        descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        self._out = os.fdopen(descriptor, "wb")
+
+    def __enter__(self) -> ArrivingFile:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is None:
+            self.finish()
+        else:
+            self.drop()
+
+    def write(self, data: bytes) -> None:
+        """The next bytes."""
+        self._out.write(data)
+
+    def finish(self) -> None:
+        """It is complete."""
+        self._out.close()
+        if _is(self._place, stat.S_ISDIR):
+            remove_tree(self._place)
+        os.rename(self._draft, self._place)
+
+    def drop(self) -> None:
+        """It will never be complete."""
+        self._out.close()
+        os.unlink(self._draft)
 
 
 class KeptContext:
@@ -38,6 +75,7 @@ class KeptContext:
         self._index = directory / "index"
         self.root = directory / "tree"
         self._changed: set[str] = set()
+        self._arrivals = 0
 
     def is_current(self, text: str) -> bool:
         """Whether the tree is just what the list ``text`` (see ``listing_text``) says: then there is nothing to do."""
@@ -53,6 +91,8 @@ class KeptContext:
         with suppress(FileNotFoundError):
             self._index.unlink()
         self.root.mkdir(mode=0o700, parents=True, exist_ok=True)
+        for left in self._directory.glob(f"{_DRAFT}*"):  # by a daemon that was killed
+            left.unlink()
         for path in sorted(known, key=lambda text: text.count("/"), reverse=True):
             if path not in wanted or wanted[path].kind is not known[path].kind:
                 self._remove(path)
@@ -101,20 +141,17 @@ class KeptContext:
         return written
 
     def _write(self, path: str, reader: TarReader) -> int:
-        host = self._host(path)
-        draft = f"{self._directory}/draft"
         written = 0
-        with suppress(FileNotFoundError):
-            os.unlink(draft)
-        descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-        with os.fdopen(descriptor, "wb") as out:
+        with self.arriving(path) as file:
             while data := reader.read(_CHUNK):
-                out.write(data)
+                file.write(data)
                 written += len(data)
-        if _is(host, stat.S_ISDIR):
-            remove_tree(host)
-        os.rename(draft, host)
         return written
+
+    def arriving(self, path: str) -> ArrivingFile:
+        """A file that ``missing`` asked for, to be written; several may arrive at a time. Raises OSError."""
+        self._arrivals += 1
+        return ArrivingFile(f"{self._directory}/{_DRAFT}{self._arrivals}", self._host(path))
 
     def finish(self, rows: Iterable[ListedPath]) -> None:
         """Links, modes and times; then the tree is what ``rows`` say."""
