@@ -13,12 +13,22 @@ _RULE = "------"
 
 
 class BuildFailed(PybuildError):
-    """A build ended without a result. ``title``: the failed step's, ``output``: its last lines, ``place``: the listing of the Dockerfile."""
+    """A build ended without a result. ``reason``: the message without what clients put in front of it; ``title``: the failed step's, ``output``:
+    its last lines, ``place``: the listing of the Dockerfile, ``lines``: which of its lines."""
 
     def __init__(
-        self, message: str, *, hint: str | None, title: str = "", output: tuple[str, ...] = (), place: str = ""
+        self,
+        message: str,
+        *,
+        hint: str | None,
+        title: str = "",
+        output: tuple[str, ...] = (),
+        place: str = "",
+        lines: tuple[int, int] | None = None,
     ) -> None:
         super().__init__(f"failed to build: failed to solve: {message}", hint=hint)
+        self.reason = message
+        self.lines = lines
         self.title = title
         self.output = output
         self.place = place
@@ -26,14 +36,19 @@ class BuildFailed(PybuildError):
     @classmethod
     def of_dockerfile(cls, error: DockerfileError) -> BuildFailed:
         """The Dockerfile itself is wrong."""
-        return cls(error.message, hint=error.hint, place=error.excerpt())
+        return cls(
+            error.message,
+            hint=error.hint,
+            place=error.excerpt(),
+            lines=error.lines,
+        )
 
     @classmethod
     def of_step(cls, error: PybuildError, dockerfile: Dockerfile | None) -> BuildFailed:
         """A step, or something around the steps, went wrong."""
         if isinstance(error, CheckViolations) and dockerfile is not None and error.lines is not None:
             place = excerpt(dockerfile.text, error.lines, filename=dockerfile.filename)
-            return cls(error.message, hint=error.hint, place=place)
+            return cls(error.message, hint=error.hint, place=place, lines=error.lines)
         if not isinstance(error, StepFailed):
             return cls(error.message, hint=error.hint)
         note = error.vertex.note
@@ -42,7 +57,7 @@ class BuildFailed(PybuildError):
             excerpt(dockerfile.text, lines, filename=dockerfile.filename) if dockerfile is not None and lines else ""
         )
         output = tuple(line.decode("utf-8", "replace") for line in error.output)
-        return cls(error.message, hint=error.hint, title=note.title, output=output, place=place)
+        return cls(error.message, hint=error.hint, title=note.title, output=output, place=place, lines=lines)
 
     def listing(self) -> str:
         """What is shown above the error's line."""

@@ -215,9 +215,7 @@ def build_request(
         resources=_resources(attributes),
         source_date_epoch=build_args.get("SOURCE_DATE_EPOCH"),
         proxies={
-            name: build_args[name]
-            for name in (*_PROXIES, *(name.lower() for name in _PROXIES))
-            if name in build_args
+            name: build_args[name] for name in (*_PROXIES, *(name.lower() for name in _PROXIES)) if name in build_args
         },
         cache_from=imports,
         cache_to=tuple(cache_to),
@@ -307,7 +305,9 @@ def _network(mode: str) -> str:
 def _entitlements(given: Sequence[str]) -> frozenset[str]:
     for name in given:
         if name not in _ENTITLEMENTS:
-            raise PybuildError(f"entitlement {name} can't be given", hint="there are network.host and security.insecure")
+            raise PybuildError(
+                f"entitlement {name} can't be given", hint="there are network.host and security.insecure"
+            )
     return frozenset(given)
 
 
