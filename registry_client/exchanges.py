@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Iterator, Mapping
-from typing import Final, Protocol
+from typing import Any, Final, Protocol
 
 from pybuild.values import dataclass, field
 
@@ -79,6 +79,20 @@ class TlsSettings:
     insecure: bool = False
     ca: tuple[str, ...] = ()
     keypairs: tuple[tuple[str, str], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class TimeLimits:
+    """For connections, in seconds: until one is there, and without any progress while something is sent."""
+
+    connect_seconds: float
+    stall_seconds: float
+
+
+class ConnectionUsers(Protocol):
+    """Where connections say that they are in use; each has ``sock`` and ``thread``, its user's identifier."""
+
+    def add(self, connection: Any, /) -> None: ...  # Any: http.client's or the HTTP library's
 
 
 class RawBody(Protocol):

@@ -1,7 +1,8 @@
 """HTTP for everything that pybuild fetches or sends: pooled connections, retries, redirects, bounds, redaction.
 
 Owns connections. Never knows about credentials, registries or images; an Authorization header that a caller gives goes to the URL's
-own origin and to no other. requests is imported only here and in ``connections.py``, and only once something is sent.
+own origin and to no other. What speaks HTTP is imported once something is sent: ``plain_connections.py``, and ``connections.py`` for TLS,
+proxies and unusual URLs.
 """
 
 from __future__ import annotations
@@ -9,15 +10,14 @@ from __future__ import annotations
 import random
 import threading
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import urljoin, urlsplit
 from weakref import WeakSet
 
-from pybuild.errors import Cancelled, PybuildError
+from pybuild.errors import Cancelled
 
-from .connections import make_adapter
-from .exchanges import BLOCK_BYTES, Body, BodyReader, BytesBody, Request, Response, TlsSettings
+from .exchanges import BLOCK_BYTES, Body, BodyReader, BytesBody, Request, Response, TimeLimits, TlsSettings
 from .failures import (
     AnswerTooLarge,
     BadRedirect,
@@ -36,12 +36,9 @@ from .retry import retry_after_seconds
 from .settings import NetworkSettings, RegistrySettings, is_loopback
 
 if TYPE_CHECKING:
-    import ssl
+    from .connections import LibraryConnections
+    from .plain_connections import PlainConnections
 
-    from requests import PreparedRequest
-    from requests.adapters import HTTPAdapter
-
-_SEND_BLOCK_BYTES: Final = 1 << 18
 _MAX_REDIRECTS: Final = 10
 _MAX_RETRY_AFTER_SECONDS: Final = 60.0
 _RETRY_STATUSES: Final = frozenset({408, 429, 500, 502, 503, 504})
@@ -78,8 +75,9 @@ class Transport:
         self._wall_clock = wall_clock
         self._jitter = jitter
         self._lock = threading.Lock()
-        self._adapters: dict[TlsSettings, HTTPAdapter] = {}
-        self._connections: WeakSet[Any] = WeakSet()  # Any: urllib3 is not imported until it is needed
+        self._plain: PlainConnections | None = None
+        self._library: dict[TlsSettings, LibraryConnections] = {}
+        self._connections: WeakSet[Any] = WeakSet()  # Any: what speaks HTTP is not imported until it is needed
         self.requests_sent = 0
 
     def __enter__(self) -> Transport:
@@ -91,9 +89,12 @@ class Transport:
     def close(self) -> None:
         """Close all connections."""
         with self._lock:
-            adapters, self._adapters = list(self._adapters.values()), {}
-        for adapter in adapters:
-            adapter.close()
+            plain, self._plain = self._plain, None
+            library, self._library = list(self._library.values()), {}
+        if plain is not None:
+            plain.close()
+        for connections in library:
+            connections.close()
 
     def send(self, request: Request) -> Response:
         """Send, following redirects and repeating after passing troubles as the request allows. Any status may come back.
@@ -205,30 +206,24 @@ class Transport:
     def _send_once(
         self, request: Request, *, method: str, url: str, headers: Mapping[str, str], body: Body | None
     ) -> Response:
-        import requests
-
-        tls = self._tls(url)
-        with translated_errors(url):
-            adapter = self._adapter(tls)
-            prepared = requests.Request(method, url, headers=dict(headers)).prepare()
-        prepared.headers.setdefault("User-Agent", self.network.user_agent)
-        # Never let a server compress: digests and ranges are of the bytes as stored.
-        prepared.headers.setdefault("Accept-Encoding", "identity")
-        if url.isascii():
-            prepared.url = url  # as it was signed, not as requests would write it
-        reader = None
-        if body is not None:
-            reader = body.open()
-            prepared.body = reader  # type: ignore[assignment]  # urllib3 reads any object with read()
-            if body.size is not None:
-                prepared.headers["Content-Length"] = str(body.size)
-            else:
-                prepared.headers["Transfer-Encoding"] = "chunked"
-        elif method in ("POST", "PUT", "PATCH"):
-            prepared.headers["Content-Length"] = "0"
+        sent = dict(headers)
+        names = {name.lower() for name in sent}
+        if "user-agent" not in names:
+            sent["User-Agent"] = self.network.user_agent
+        if "accept-encoding" not in names:
+            # Never let a server compress: digests and ranges are of the bytes as stored.
+            sent["Accept-Encoding"] = "identity"
+        if body is None:
+            if method not in ("GET", "HEAD"):
+                sent["Content-Length"] = "0"
+        elif body.size is None:
+            sent["Transfer-Encoding"] = "chunked"
+        else:
+            sent["Content-Length"] = str(body.size)
+        reader = None if body is None else body.open()
         start = self._clock()
         try:
-            response = self._exchange(request, prepared, adapter=adapter, url=url, tls=tls)
+            response = self._exchange(request, method=method, url=url, headers=sent, body=reader)
         except RegistryError as error:
             self._note(
                 f"{method} {redact_url(url)} failed after {(self._clock() - start) * 1000:.0f} ms: {error.message}"
@@ -247,27 +242,21 @@ class Transport:
         return response
 
     def _exchange(
-        self, request: Request, prepared: PreparedRequest, *, adapter: HTTPAdapter, url: str, tls: TlsSettings
+        self, request: Request, *, method: str, url: str, headers: Mapping[str, str], body: BodyReader | None
     ) -> Response:
+        answer_seconds = request.answer_timeout_seconds or self.network.stall_timeout_seconds
         proxy = self.network.proxies.for_url(url)
-        stall = request.answer_timeout_seconds or self.network.stall_timeout_seconds
         with self._lock:
             self.requests_sent += 1
-        with translated_errors(url):
-            answer = adapter.send(
-                prepared,
-                stream=True,
-                timeout=(self.network.connect_timeout_seconds, stall),
-                verify=not tls.insecure,
-                proxies={"http": proxy, "https": proxy} if proxy else {},
-            )
-        return Response(
-            method=prepared.method or "",
-            url=url,
-            status=answer.status_code,
-            headers=answer.headers,
-            raw=_Raw(answer.raw, url),
-        )
+        if proxy is None and url.startswith("http:"):
+            from .plain_connections import is_plain
+
+            if is_plain(url):
+                return self._plain_connections().send(
+                    method, url, headers=headers, body=body, answer_seconds=answer_seconds
+                )
+        connections = self._library_connections(self._tls(url))
+        return connections.send(method, url, headers=headers, body=body, answer_seconds=answer_seconds, proxy=proxy)
 
     def _note(self, line: str) -> None:
         if self._log is not None:
@@ -283,18 +272,25 @@ class Transport:
         found = certificates_for(self.settings, host)
         return TlsSettings(bool(self.settings.host(host).insecure), found.ca, found.keypairs)
 
-    def _adapter(self, tls: TlsSettings) -> HTTPAdapter:
+    def _limits(self) -> TimeLimits:
+        return TimeLimits(self.network.connect_timeout_seconds, self.network.stall_timeout_seconds)
+
+    def _plain_connections(self) -> PlainConnections:
+        from .plain_connections import PlainConnections
+
         with self._lock:
-            adapter = self._adapters.get(tls)
-            if adapter is None:
-                adapter = self._adapters[tls] = make_adapter(
-                    context=lambda: _tls_context(tls),
-                    insecure=tls.insecure,
-                    connections=self._connections,
-                    stall_timeout_seconds=self.network.stall_timeout_seconds,
-                    block_bytes=_SEND_BLOCK_BYTES,
-                )
-            return adapter
+            if self._plain is None:
+                self._plain = PlainConnections(users=self._connections, limits=self._limits())
+            return self._plain
+
+    def _library_connections(self, tls: TlsSettings) -> LibraryConnections:
+        from .connections import LibraryConnections
+
+        with self._lock:
+            found = self._library.get(tls)
+            if found is None:
+                found = self._library[tls] = LibraryConnections(tls, users=self._connections, limits=self._limits())
+            return found
 
 
 def origin(url: str) -> tuple[str, str, int]:
@@ -306,110 +302,6 @@ def origin(url: str) -> tuple[str, str, int]:
     except ValueError:
         port = -1
     return parts.scheme, (parts.hostname or "").lower(), port
-
-
-def _tls_context(tls: TlsSettings) -> ssl.SSLContext:
-    from .certificates import tls_context
-
-    return tls_context(insecure=tls.insecure, ca=tls.ca, keypairs=tls.keypairs)
-
-
-class _Raw:
-    """The RawBody of urllib3's response."""
-
-    def __init__(self, response: Any, url: str) -> None:  # Any: urllib3 is not imported until it is needed
-        self._response = response
-        self._url = url
-        # Older versions of urllib3 only have read(), which waits for the whole block.
-        self._read = getattr(response, "read1", None) or response.read
-
-    def read(self, size: int) -> bytes:
-        with translated_errors(self._url):
-            data: bytes = self._read(size, decode_content=False)
-        return data
-
-    def release(self) -> None:
-        self._response.release_conn()
-
-    def drop(self) -> None:
-        self._response.close()
-
-
-class translated_errors:
-    """Turns the HTTP library's exceptions inside it into ConnectionFailed for ``url``."""
-
-    __slots__ = ("_url",)
-
-    def __init__(self, url: str) -> None:
-        self._url = url
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        if error is None or isinstance(error, PybuildError) or not isinstance(error, Exception):
-            return
-        failure = _connection_failed(self._url, error)
-        if failure is not None:
-            raise failure from error
-
-
-def _connection_failed(url: str, error: Exception) -> ConnectionFailed | None:
-    import http.client
-    import socket
-    import ssl
-
-    import urllib3.exceptions as lower
-
-    # requests' own exceptions are OSErrors.
-    if not isinstance(error, lower.HTTPError | http.client.HTTPException | OSError | ValueError):
-        return None
-    causes = list(_causes(error))
-    for cause in causes:
-        if isinstance(cause, socket.gaierror):
-            return ConnectionFailed(url, "resolve", "the host name can't be resolved")
-        if isinstance(cause, ssl.SSLCertVerificationError):
-            reason = getattr(cause, "verify_message", "") or "verification failed"
-            return ConnectionFailed(url, "tls", f"the server's certificate is not trusted ({reason})")
-        if isinstance(cause, ConnectionRefusedError):
-            return ConnectionFailed(url, "connect", "the connection was refused")
-    for cause in causes:
-        if isinstance(cause, lower.ConnectTimeoutError) and not isinstance(cause, lower.NewConnectionError):
-            return ConnectionFailed(url, "connect", "no connection within the time limit")
-        if isinstance(cause, TimeoutError | lower.ReadTimeoutError):
-            return ConnectionFailed(url, "stalled", "the server stopped answering")
-    for cause in causes:
-        if isinstance(cause, ssl.SSLError):
-            wrong = "WRONG_VERSION_NUMBER" in str(cause) or "HTTP_REQUEST" in str(cause) or "RECORD_LAYER" in str(cause)
-            if isinstance(cause, ssl.SSLEOFError | ssl.SSLZeroReturnError):
-                return ConnectionFailed(url, "reset", "the connection was closed")
-            reason = "the server doesn't speak TLS" if wrong else f"TLS failed ({cause.reason or 'unknown reason'})"
-            return ConnectionFailed(url, "tls", reason)
-        if isinstance(cause, lower.IncompleteRead | http.client.IncompleteRead):
-            return ConnectionFailed(url, "short", "the answer ended before its length")
-        if isinstance(cause, http.client.RemoteDisconnected | ConnectionError):
-            return ConnectionFailed(url, "reset", "the connection was closed by the server")
-    for cause in causes:
-        if isinstance(cause, lower.ProxyError):
-            return ConnectionFailed(url, "connect", "the proxy refused or can't be reached")
-        if isinstance(cause, OSError) and cause.errno is not None:
-            import os
-
-            return ConnectionFailed(url, "connect", os.strerror(cause.errno).lower())
-    return ConnectionFailed(url, "protocol", "the server's answer is not valid HTTP")
-
-
-def _causes(error: BaseException) -> Iterator[BaseException]:
-    # The libraries wrap each other's exceptions in arguments and attributes as well as in __cause__.
-    pending: list[object] = [error]
-    seen: set[int] = set()
-    while pending and len(seen) < 50:
-        item = pending.pop(0)
-        if not isinstance(item, BaseException) or id(item) in seen:
-            continue
-        seen.add(id(item))
-        yield item
-        pending += [item.__cause__, item.__context__, getattr(item, "reason", None), *item.args]
 
 
 __all__ = [
