@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterable
+from contextlib import suppress
 from types import TracebackType
 from typing import TYPE_CHECKING, Final, Generic, TypeVar
 from urllib.parse import unquote
@@ -60,13 +61,11 @@ class ClientCall(Generic[Q, R]):
         self._is_sending = not end
 
     async def finish_sending(self) -> None:
-        """There are no more messages from us. Raises RpcError."""
+        """There are no more messages from us. What is wrong with the call, ``receive`` tells."""
         if self._is_sending:
             self._is_sending = False
-            try:
+            with suppress(StreamFailed):
                 await self._stream.write(b"", end=True)
-            except StreamFailed as error:
-                raise await self._status_instead(error) from error
 
     async def receive(self) -> R | None:
         """The peer's next message; None when it has ended the call with status OK. Raises RpcError: any other status, or the connection ended."""

@@ -10,6 +10,7 @@ import stat
 from typing import Final
 
 from pybuild.daemon.context_listing import ListedPath
+from pybuild.daemon.wire import WireError
 from pybuild.layers.entries import Kind
 
 from .messages import files_pb2
@@ -37,10 +38,12 @@ def permissions(mode: int) -> int:
 
 def row_of(described: files_pb2.Stat, *, now_ns: int) -> ListedPath | None:
     """The row for what a client describes; None for what a context can't hold (devices, sockets). ``now_ns``: a file that changed just before may change
-    again without its time telling, and gets no stamp."""
+    again without its time telling, and gets no stamp. Raises WireError."""
     kind = _kind(described)
     if kind is None:
         return None
+    if b"\0" in described.linkname:
+        raise WireError("the list of the build context holds an impossible link")
     path = os.fsdecode(described.path)
     mode = permissions(described.mode)
     link = os.fsdecode(described.linkname) if kind in (Kind.SYMLINK, Kind.HARDLINK) else ""

@@ -114,6 +114,8 @@ class Http2Stream:
         view = memoryview(data)
         while True:
             self._raise_failure()
+            if self._sent_all:
+                raise StreamFailed("the peer has ended the stream")
             room = self._connection.room(self)
             if room or not view:
                 self._connection.send_data(self, view[:room], end=end and len(view) <= room)
@@ -150,7 +152,10 @@ class Http2Stream:
         self._readable.set()
 
     def fail(self, failure: StreamFailed) -> None:
-        if not self.is_over:
+        if self._received_all and failure.code is not None:
+            # All is there to be read: the peer only doesn't want more from us.
+            self._sent_all = True
+        elif not self.is_over:
             self.failure = failure
             if self.on_failure is not None:
                 self.on_failure()
