@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from enum import Enum
 
-from pybuild.values import dataclass
+from pybuild.values import dataclass, pattern
 
 from .patterns import BadPattern
 
@@ -23,7 +23,9 @@ class AtomKind(Enum):
     REST = "rest"
     """``.*``"""
     OTHER = "other"
-    """May match a slash among other characters, or looks around."""
+    """May match a slash among other characters, looks around, or is repeated."""
+    OR = "or"
+    """``|``: what stands before it and what follows are alternatives."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +42,9 @@ _QUESTION = Atom("[^/]")
 _DEPTH = Atom("(?:.*/)?", AtomKind.DEPTH)
 _REST = Atom(".*", AtomKind.REST)
 _SLASH = Atom("/", AtomKind.SLASH)
+_OR = Atom("|", AtomKind.OR)
+_REPETITION = pattern(r"(?a:(0|[1-9]\d*)(,?)(0|[1-9]\d*)?\})")
+_MAX_REPETITION = 1000
 
 # Perl classes are ASCII in Go.
 _PERL = {
@@ -127,10 +132,28 @@ class _Reader:
                 raise self._bad()
             lazy = "?" if self._take("?") else ""
             out.append(Atom(f"(?:{previous.text}){character}{lazy}", AtomKind.OTHER))
-        elif character in "*?()|.+":
+        elif character == "{" and (found := _REPETITION.match(self._text, self._at)) and (found[2] or not found[3]):
+            self._at = found.end()
+            self._repeat(out, int(found[1]), int(found[3]) if found[3] else None if found[2] else int(found[1]))
+        elif character == "|":
+            out.append(_OR)
+        elif character in "*?().+":
             raise self._bad()
         else:
             out.append(_literal(character))
+
+    def _repeat(self, out: list[Atom], least: int, most: int | None) -> None:
+        """``x{2}``, ``x{2,}``, ``x{2,3}``. At the beginning the anchor is what is repeated, and with 0 left out."""
+        if least > _MAX_REPETITION or (most is not None and not least <= most <= _MAX_REPETITION):
+            raise self._bad()
+        if not out:
+            out.append(Atom("(?:)?" if least else "(?s:.*)?", AtomKind.OTHER))
+            return
+        previous = out.pop()
+        if previous is _OR or (previous.literal is None and previous.text.endswith(("*", "?", "+", "}"))):
+            raise self._bad()
+        count = f"{{{least},{'' if most is None else most}}}"
+        out.append(Atom(f"(?:{previous.text}){count}", AtomKind.OTHER))
 
     def _escape(self) -> Atom:
         letter = self._next()

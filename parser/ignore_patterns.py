@@ -4,7 +4,8 @@ Owns the translation of a pattern to something that answers "does it match this 
 match in this directory?" and "does it match this name there?". Knows nothing of negation and order (``dockerignore.py``).
 
 moby/patternmatcher turns a pattern into a Go regular expression character by character, so what Go makes of a
-backslash or of brackets is part of the rules: ``\\d`` is a digit, ``[^a]`` also matches a slash.
+backslash or of brackets is part of the rules: ``\\d`` is a digit, ``[^a]`` also matches a slash. Of the characters that mean something
+to Go only ``.+()$`` are escaped: beside a wildcard, ``a{2}`` is ``aa`` and ``x|*y`` is what begins with x or ends with y.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from .go_regexp import STAR, Atom, AtomKind, parse_go_expression
 from .patterns import BadPattern, compile_match
 
 Predicate = Callable[[str], bool]
+_OR = AtomKind.OR
 
 
 class TailKind(Enum):
@@ -77,7 +79,8 @@ def compile_pattern(pattern: str) -> CompiledPattern:
         case "suffix":
             return _suffix(pattern[2:])
         case _:
-            return _expression(parse_go_expression(expression, pattern=pattern), pattern)
+            atoms = parse_go_expression(expression, pattern=pattern)
+            return _expression(atoms, pattern) if _OR not in map(_kind, atoms) else _alternatives(atoms, pattern)
 
 
 def _translate(pattern: str) -> tuple[str, str]:
@@ -109,7 +112,7 @@ def _translate(pattern: str) -> tuple[str, str]:
         elif character == "?":
             out.append("[^/]")
             kind = "expression"
-        elif character in ".+()|{}$":
+        elif character in ".+()$":
             out.append("\\" + character)
         elif character == "\\":
             out.append("\\" + pattern[index : index + 1])
@@ -187,6 +190,25 @@ def _expression(atoms: list[Atom], pattern: str) -> CompiledPattern:
             in_directory = _full(_compile(head, pattern))
         tail = _tail(name)
     return CompiledPattern(matches=_full(whole), in_directory=in_directory, tail=tail, segments=_segments(atoms))
+
+
+def _kind(atom: Atom) -> AtomKind:
+    return atom.kind
+
+
+def _alternatives(atoms: list[Atom], pattern: str) -> CompiledPattern:
+    """The reference's anchors belong to the first and to the last alternative only."""
+    texts: list[str] = []
+    start = 0
+    for index, atom in enumerate((*atoms, None)):
+        if atom is None or atom.kind is _OR:
+            texts.append("(?:" + _compile(atoms[start:index], pattern) + ")")
+            start = index + 1
+    rest = "(?s:.*)"
+    whole = "|".join([texts[0] + rest, *(rest + text + rest for text in texts[1:-1]), rest + texts[-1]])
+    return CompiledPattern(
+        matches=_full(whole), in_directory=_always, tail=Tail(TailKind.WHOLE, whole), segments=(None,)
+    )
 
 
 def _full(expression: str) -> Predicate:

@@ -271,3 +271,33 @@ def test_a_hundred_thousand_paths_against_fifty_patterns() -> None:
     matcher = IgnoreMatcher(rules)
     count = sum(map(matcher.excluded, candidates))
     assert count == 20_000
+
+
+@pytest.mark.parametrize(
+    ("pattern", "path", "excluded"),
+    [
+        # Beside a wildcard, bars and counts reach the regular expression that the reference makes of a pattern.
+        ("x|*.md", "xyz", True),
+        ("x|*.md", "d/foo.md", True),
+        ("x|*.md", "foo", False),
+        ("a|b", "a", False),
+        ("a|b", "a|b", True),
+        ("*.a|", "whatever", True),
+        ("a{2}*", "aab", True),
+        ("a{2}*", "a{2}", False),
+        ("?{2,3}", "a", False),
+        ("?{2,3}", "abc", True),
+        ("*.{js,ts}", "a.{js,ts}", True),
+        ("*.{js,ts}", "a.js", False),
+        ("{0,2}*x", "anywhere/x", True),
+        ("*(1)+$.txt", "a(1)+$.txt", True),
+    ],
+)
+def test_bars_and_counts_mean_what_they_mean_to_the_reference(pattern: str, path: str, excluded: bool):
+    assert IgnoreMatcher([pattern]).excluded(path) is excluded
+
+
+@pytest.mark.parametrize("pattern", ["*{2}", "a{1001}?", "a{2}{2}?", "?{3,2}", "x|{2}*"])
+def test_a_count_that_counts_nothing_is_refused(pattern: str):
+    with pytest.raises(BadIgnorePattern):
+        IgnoreMatcher([pattern])
