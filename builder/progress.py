@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Protocol, TypeAlias
 
-from pybuild.values import dataclass
+from pybuild.values import dataclass, replace
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +58,7 @@ class StepDone:
 
 @dataclass(frozen=True, slots=True)
 class BuildWarning:
-    """A finding of the build checks or a trouble that doesn't stop the build."""
+    """A finding of the build checks or a trouble that doesn't stop the build. ``trouble``: something that was asked for wasn't done."""
 
     rule: str
     message: str
@@ -66,6 +66,7 @@ class BuildWarning:
     url: str = ""
     detail: str = ""
     step: str = ""
+    trouble: bool = False
 
 
 def step_of(text: str) -> str:
@@ -89,3 +90,16 @@ class Silent:
 
     def emit(self, event: Event) -> None:
         return None
+
+
+class Again:
+    """A Progress for doing over what was told of already: its steps are other steps."""
+
+    def __init__(self, progress: Progress) -> None:
+        self._progress = progress
+
+    def emit(self, event: Event) -> None:
+        step = event.step and step_of(f"{event.step} again")
+        if isinstance(event, StepStarted):
+            event = replace(event, inputs=tuple(step_of(f"{key} again") for key in event.inputs))
+        self._progress.emit(replace(event, step=step))

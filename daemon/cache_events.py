@@ -50,5 +50,5 @@ class CacheEvents:
             first = name not in self._told
             self._told.add(name)
         if first:
-            self.warn(f"cache {name}: {message}")
+            self._progress.emit(BuildWarning("", f"cache {name}: {message}", trouble=True))
         return message

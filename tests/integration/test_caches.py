@@ -323,6 +323,15 @@ def test_an_unreachable_registry_is_told_once_and_fails_nothing(machine, build) 
     assert output.count(" - cache 127.0.0.1:1/y: ") == 1
 
 
+def test_a_quiet_build_tells_of_caches_that_fail(machine, context) -> None:  # type: ignore[no-untyped-def]
+    one = machine()
+    done = one.run("build", "-q", "--cache-to", "type=registry,ref=127.0.0.1:9/cache", str(context))
+    assert done.stdout.startswith("sha256:")
+    assert re.fullmatch(r"\n 1 warning found:\n - cache 127\.0\.0\.1:9/cache: .*refused\n", done.stderr)
+    done = one.run("build", "-q", "--build-arg", "UNKNOWN=1", str(context))
+    assert done.stderr == "", "what the build was asked to do was done"
+
+
 def test_an_export_can_be_made_to_count(machine, context) -> None:  # type: ignore[no-untyped-def]
     options = ("--cache-to=type=registry,ref=127.0.0.1:1/x:1,ignore-error=false", str(context))
     assert machine().run("build", *options, check=False).returncode == 1

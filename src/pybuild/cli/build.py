@@ -240,7 +240,10 @@ def run_build(request: BuildRequest, options: Namespace, environment: Environmen
             )
     finally:
         renderer.close()
-        if mode not in ("quiet", "rawjson"):
+        if mode == "quiet":
+            # Nothing but what the caller would not learn otherwise: a cache that can't be written makes later builds slow.
+            report_warnings(warning for warning in progress.warnings if warning.trouble)
+        elif mode != "rawjson":
             report_warnings(progress.warnings)
     _write_results(result, options)
     return 0
