@@ -48,6 +48,9 @@ class BlobWriter(Protocol):
 class LayerExports(Protocol):
     """Gives the blob of a layer in some compression, making it if need be."""
 
+    def prepare(self, diff_ids: Sequence[Digest], *, compression: str | None, level: int | None, force: bool) -> None:
+        """Have at hand what ``blob_for`` will need of layers that the store only knows. Raises LayersLost."""
+
     def blob_for(self, diff_id: Digest, *, compression: str | None, level: int | None, force: bool) -> Descriptor:
         """``compression`` None: whatever exists, preferring what was pulled, then the uncompressed tar."""
 
@@ -182,6 +185,7 @@ def write_manifest(
     config = complete_config(image, epoch=options.epoch)
     data = config.to_bytes()
     config_type = OCI_CONFIG if options.oci else DOCKER_CONFIG
+    layers.prepare(image.stack, compression=options.compression, level=options.level, force=options.force)
     descriptors = []
     for position, diff_id in enumerate(image.stack):
         found = layers.blob_for(diff_id, compression=options.compression, level=options.level, force=options.force)

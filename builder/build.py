@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, BinaryIO
 
 from pybuild.errors import Cancelled, PybuildError, UsageError
 from pybuild.layers.digest import Digest
+from pybuild.layers.remote_layers import LayersLost
 from pybuild.parser import Dockerfile
 from pybuild.parser.errors import DockerfileError
 from pybuild.values import dataclass
@@ -30,7 +31,8 @@ from .internal_steps import InternalSteps
 from .lower import LoweredImage
 from .outputs import Output, OutputType
 from .planning import BuildPlan, Planner
-from .progress import Progress
+from .progress import Again, BuildWarning, Progress
+from .protocols import Secrets
 from .recording import Recording, previous_steps, subject_of
 from .request import BuildRequest
 from .solver import Prediction, Result, Solver
@@ -124,14 +126,33 @@ class _Build:
         for entitlement in sorted(request.entitlements - parts.entitlements):
             raise EntitlementRefused(entitlement)
         # Before anything is read: repositories are reached by way of an agent, too.
-        sockets = stack.enter_context(parts.ssh.serve(request.ssh)) if request.ssh else {}
+        sockets = stack.enter_context(parts.ssh.serve(request.ssh)) if request.ssh else request.agents or {}
         plan = self._planner.plan(stack)
         attester = self._attester()
         scans = [] if attester is None or attester.choice is None else self._scans(attester, plan.lowered)
         outputs = request.outputs or (Output(type=OutputType.IMAGE),)
-        results, steps = self._solve(
-            plan, scans, sockets, files=any(output.type is not OutputType.CACHE_ONLY for output in outputs)
-        )
+        kept = [each.vertex for each in plan.lowered if any(_needs_layers(output, request) for output in outputs)]
+        try:
+            return self._solve_and_export(plan, attester, scans, sockets, outputs=outputs, kept=kept)
+        except LayersLost as error:
+            # Only now a registry turns out to have lost what it promised: with everything wanted here, such steps count as missing.
+            self._progress.emit(BuildWarning("", error.message))
+            self._progress = Again(self._progress)
+            kept = [each.vertex for each in plan.lowered]
+            return self._solve_and_export(plan, attester, scans, sockets, outputs=outputs, kept=kept)
+
+    def _solve_and_export(
+        self,
+        plan: BuildPlan,
+        attester: Attester | None,
+        scans: Sequence[Vertex],
+        sockets: Mapping[str, str],
+        *,
+        outputs: Sequence[Output],
+        kept: Sequence[Vertex],
+    ) -> BuildResult:
+        request, parts = self._request, self._parts
+        results, steps = self._solve(plan, scans, sockets, kept=kept)
         images = tuple(self._built(each, results[each.vertex]) for each in plan.lowered)
         caching = _Caching(parts.caches, plan.lowered, results, self._reports)
         images = caching.with_inline(images)
@@ -161,7 +182,7 @@ class _Build:
             dockerfile = self._planner.dockerfile
             metadata["buildx.build.warnings"] = [warning_json(warning, dockerfile) for warning in warnings]
         metadata["buildx.build.ref"] = f"default/default/{self._recording.ref}"
-        return BuildResult(self._recording.ref, report.image_id, metadata, outputs, warnings, images)
+        return BuildResult(self._recording.ref, report.image_id, metadata, tuple(outputs), warnings, images)
 
     # --- attestations ------------------------------------------------------------------------------------------------
 
@@ -195,13 +216,14 @@ class _Build:
     # --- running -----------------------------------------------------------------------------------------------------
 
     def _solve(
-        self, plan: BuildPlan, scans: Sequence[Vertex], sockets: Mapping[str, str], *, files: bool
+        self, plan: BuildPlan, scans: Sequence[Vertex], sockets: Mapping[str, str], *, kept: Sequence[Vertex]
     ) -> tuple[dict[Vertex, Result], dict[Vertex, Step]]:
-        """Solve the results and the scans of them; returns the results, and the step that each vertex was."""
+        """Solve the results and the scans of them; returns the results, and the step that each vertex was. ``kept``: the results whose layers
+        are wanted in this store."""
         targets = [*(each.vertex for each in plan.lowered), *scans]
         with self._solver(plan, sockets) as solver:
             try:
-                solved = solver.solve(targets, files=files)
+                solved = solver.solve(targets, files={*kept, *scans})
             finally:
                 self._recording.add(solver.reports)
                 self._reports = solver.reports
@@ -251,10 +273,11 @@ class _Build:
             require_cache=request.require_cache,
             preload=parts.preload,
             remote_cache=parts.caches,
+            distant=parts.distant,
             before_running=None if parts.caches is None else parts.caches.before_running,
         )
 
-    def _secrets(self) -> dict[str, bytes]:
+    def _secrets(self) -> Secrets:
         """The secrets' values. Raises PybuildError for a file that can't be read any more."""
         values: dict[str, bytes] = {}
         for secret in self._request.secrets:
@@ -266,7 +289,8 @@ class _Build:
                     values[secret.id] = file.read()
             except OSError as error:
                 raise PybuildError(f"secret {secret.id}: can't read {secret.path}: {error.strerror}") from error
-        return values
+        more = self._request.secret_values
+        return values if more is None else _Both(values, more)
 
     def _built(self, lowered: LoweredImage, result: Result) -> BuiltImage:
         times = self._parts.layer_times.created(result.stack)
@@ -279,6 +303,18 @@ class _Build:
             base_history=lowered.base_history,
             base_layers=lowered.base_layers,
         )
+
+
+def _needs_layers(output: Output, request: BuildRequest) -> bool:
+    """Whether an output needs the layers' bytes on this machine: what is only pushed may stay where it is (docs/decisions/lazy-layers.md)."""
+    match output.type:
+        case OutputType.CACHE_ONLY:
+            return False
+        case OutputType.IMAGE | OutputType.REGISTRY:
+            changed = request.squash or output.rewrite_timestamp or output.force_compression
+            return changed or (output.store and not output.push)
+        case _:
+            return True
 
 
 @dataclass(slots=True)
@@ -310,3 +346,21 @@ class _Caching:
         sent = self.caches.export(reports=self.reports, results=self._results, bases=self._bases)
         # As text, like BuildKit's response has it.
         return {} if sent is None else {"cache.manifest": json.dumps(sent.to_json(), separators=(",", ":"))}
+
+
+class _Both(Mapping[str, bytes]):
+    """Secrets that are there, and then others, which are only known one by one."""
+
+    def __init__(self, known: Mapping[str, bytes], others: Mapping[str, bytes]) -> None:
+        self._known = known
+        self._others = others
+
+    def __getitem__(self, id: str) -> bytes:
+        return self._known[id] if id in self._known else self._others[id]
+
+    def __iter__(self) -> Iterator[str]:
+        yield from self._known
+        yield from (id for id in self._others if id not in self._known)
+
+    def __len__(self) -> int:
+        return sum(1 for _ in self)

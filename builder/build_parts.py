@@ -23,6 +23,7 @@ from .source_date_epoch import EpochSource
 
 if TYPE_CHECKING:
     from .cache_build import BuildCaches
+    from .solver_remote import DistantLayers
 
 
 class LayerTimes(Protocol):
@@ -52,7 +53,7 @@ class BuildParts:
     """The concrete parts that a build runs on. ``preload`` loads what the stat index knows
     below a directory; ``platform``: this machine's; ``scratch``: a directory for unpacked contexts; ``clock``
     gives seconds since the epoch; ``entitlements``: what the configuration permits; ``nonce``: a text that was never given before;
-    ``provenance_environment``: what the configuration adds to provenance; ``caches``: those that lie elsewhere, None without any;
+    ``provenance_environment``: what the configuration adds to provenance; ``caches``: those that lie elsewhere, None without any; ``distant``: brings layers that the store only knows;
     ``on_failure``: what is done with a failed process; ``cold``: no step can be cached."""
 
     executor: Executor
@@ -76,6 +77,7 @@ class BuildParts:
     cold: bool = False
     provenance_environment: Mapping[str, Any] = field(default_factory=dict)  # Any: JSON from the configuration
     caches: BuildCaches | None = None
+    distant: DistantLayers | None = None
     on_failure: OnFailure | None = None
 
 

@@ -40,6 +40,9 @@ class _NoImages:
     def ensure_layers(self, image: ResolvedImage, *, on_progress: Callable[[str, int, int], None]) -> None:
         return None
 
+    def know_layers(self, image: ResolvedImage) -> None:
+        return None
+
 
 def apply_changes(config: ImageConfig, changes: Sequence[str]) -> ImageConfig:
     """``config`` with ``changes`` applied in order. Raises DockerfileError, UsageError for instructions that make files."""

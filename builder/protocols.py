@@ -45,6 +45,9 @@ class ImageSource(Protocol):
         """Bring every layer into the store and unpack it, so that ``Snapshots`` can stack its diff IDs. ``on_progress`` gets
         (layer digest, bytes done, bytes total)."""
 
+    def know_layers(self, image: ResolvedImage) -> None:
+        """Have the store know every layer, so that it can be fetched when it is needed. Raises PybuildError."""
+
 
 # --- processes -------------------------------------------------------------------------------------------------------
 
@@ -105,12 +108,22 @@ ProcessMount: TypeAlias = HostMount | OverlayMount | TemporaryMount | DataMount 
 
 
 @dataclass(frozen=True, slots=True)
+class Terminal:
+    """A person's terminal. ``size``: rows and columns; ``kind``: as TERM has it; ``connection``: the socket that leads to it
+    (``daemon/client_terminal.py`` has its messages), None for this process's own."""
+
+    size: tuple[int, int] = (24, 80)
+    kind: str = "xterm"
+    connection: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class ProcessSpec:
     """A process to run isolated. Users and groups are numbers already, mounts concrete and in the order they are made.
 
     ``network``: ``default``, ``none`` or ``host``; ``insecure``: all capabilities, no seccomp, no masks; ``extra_hosts``: (name,
     address); ``ulimits``: (name, soft, hard); ``resources``: limits by name, as ``builder/resources.py`` reads them; ``shm_size`` bytes (0: 64 MiB); ``resolv_conf``: None takes the host's.
-    ``terminal``: the process gets a controlling terminal (for ``--on-error=shell``) and the caller's standard streams. ``stdin``: this descriptor is its
+    ``terminal``: the process gets a controlling terminal (for ``--on-error=shell``) that shows and takes what this one does. ``stdin``: this descriptor is its
     standard input; None: there is none, as for RUN.
     """
 
@@ -131,7 +144,7 @@ class ProcessSpec:
     cgroup_parent: str = ""
     resources: tuple[tuple[str, str], ...] = ()
     resolv_conf: str | None = None
-    terminal: bool = False
+    terminal: Terminal | None = None
     stdin: int | None = None
 
 
@@ -209,7 +222,7 @@ class CacheIndex(Protocol):
     """Records of finished steps by key, in this store."""
 
     def get(self, key: str) -> CacheRecord | None:
-        """The record, if its layers are all still there; marks it used."""
+        """The record, if its layers are all still there or can be fetched; marks it used."""
 
     def put(self, record: CacheRecord, *, aliases: Sequence[str] = ()) -> None:
         """Remember a record, also under further keys. Idempotent."""

@@ -11,7 +11,7 @@ How steps run is ``solver_run.py``'s, how keys come about ``solver_steps.py``'s 
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import ExitStack
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -33,7 +33,7 @@ from .solver_steps import Result, Step, StepFailed, StepMaker, StepReport
 from .why import Explainer
 
 if TYPE_CHECKING:
-    from .solver_remote import Elsewhere, RemoteCache
+    from .solver_remote import DistantLayers, Elsewhere, RemoteCache
     from .solver_run import StepRunner
 
 __all__ = ["CacheRequired", "Result", "Solver", "StepFailed", "StepReport"]
@@ -67,7 +67,7 @@ class Solver:
     ``contexts``: local trees by name; ``images``: where base images come from, ``resolved`` those that are resolved already;
     ``settings``: secrets and agents; ``entitlements``: privileges that steps may ask for; ``cancel``: stops the build; ``explain``:
     finds out why a step was not cached; ``require_cache``: fail instead of running anything; ``preload``: loads what the stat index knows
-    below a directory; ``remote_cache``: caches elsewhere; ``before_running``: told of the steps that are about to run. A context
+    below a directory; ``remote_cache``: caches elsewhere; ``distant``: brings layers that this store only knows, where there are none; ``before_running``: told of the steps that are about to run. A context
     manager: copies of contexts are kept until it ends.
     """
 
@@ -91,6 +91,7 @@ class Solver:
         require_cache: bool = False,
         preload: Callable[[str], object] | None = None,
         remote_cache: RemoteCache | None = None,
+        distant: DistantLayers | None = None,
         before_running: Callable[[Sequence[Step]], None] | None = None,
     ) -> None:
         self._cache = cache
@@ -125,11 +126,11 @@ class Solver:
         self._resolved = resolved
         self._remotes = remotes
         self._settings = settings or ExecSettings({}, {})
-        self._elsewhere: Elsewhere | None = None
+        self._remote_cache = remote_cache
+        self._distant = distant
+        self._opened: Elsewhere | None = None
         if remote_cache is not None:
-            from .solver_remote import Elsewhere
-
-            self._elsewhere = Elsewhere(remote_cache, cache, snapshots=snapshots, runner=self._runner)
+            self._open_elsewhere()
 
     def __enter__(self) -> Solver:
         return self
@@ -137,9 +138,9 @@ class Solver:
     def __exit__(self, *_: object) -> None:
         self._held.close()
 
-    def solve(self, targets: Sequence[Vertex], *, files: bool = False) -> dict[Vertex, Result]:
-        """Bring every target about. Returns their results; sources that are no stacks can't be targets. ``files``: the results' layers
-        are wanted in this store, not only known.
+    def solve(self, targets: Sequence[Vertex], *, files: Collection[Vertex] = ()) -> dict[Vertex, Result]:
+        """Bring every target about. Returns their results; sources that are no stacks can't be targets. ``files``: the targets whose layers
+        are wanted in this store; the others' need only be known, so that they can be fetched.
 
         Raises StepFailed (the first one; steps that had finished stay in the cache), EntitlementMissing, Cancelled.
         """
@@ -147,7 +148,8 @@ class Solver:
         self.steps.update(by_vertex)
         self._check_entitlements(steps)
         wanted = [by_vertex[target] for target in targets]
-        missing = self._find(steps, wanted, files=files)
+        kept = {by_vertex[target] for target in targets if target in files}
+        missing = self._find(steps, wanted, kept=kept)
         if any(isinstance(step.op, Exec) for step in missing):
             self._executor.start()
         pulls = self._runner.pulls(steps, missing) if missing else []
@@ -155,21 +157,35 @@ class Solver:
         if self._before_running is not None and missing:
             self._before_running([step for step in steps if step in missing])
         self._run(steps, missing, pulls)
-        if files:
-            self._have_bases(steps, wanted)
+        self._have_bases(steps, wanted, kept)
         results: dict[Vertex, Result] = {}
         for target, step in zip(targets, wanted):
             assert step.result is not None
             results[target] = step.result
         return results
 
-    def _have_bases(self, steps: Sequence[Step], wanted: Sequence[Step]) -> None:
-        """Pull the base images that results consist of without any step having needed their files."""
+    def _have_bases(self, steps: Sequence[Step], wanted: Sequence[Step], kept: set[Step]) -> None:
+        """Pull, or at least know, the base images that results consist of without any step having needed their files."""
         for step in wanted:
-            # What a record lists is here, as is what a step ran on.
-            if isinstance(step.op, (ImageSource, Merge)) and step.result is not None:
-                self._runner.know_bases(steps)
+            if step.result is None or self._snapshots.has(step.result.stack):
+                continue
+            self._runner.know_bases(steps)
+            if step in kept:
                 self._runner.ensure_base(step.result.stack)
+            else:
+                self._runner.know_base(step.result.stack)
+
+    @property
+    def _elsewhere(self) -> Elsewhere:
+        return self._opened or self._open_elsewhere()
+
+    def _open_elsewhere(self) -> Elsewhere:
+        from .solver_remote import Elsewhere
+
+        self._opened = Elsewhere(
+            self._remote_cache, self._cache, layers=self._distant, snapshots=self._snapshots, runner=self._runner
+        )
+        return self._opened
 
     @cached_property
     def _runner(self) -> StepRunner:
@@ -211,20 +227,39 @@ class Solver:
 
     # --- looking up ------------------------------------------------------------------------------------------------------
 
-    def _find(self, steps: Sequence[Step], wanted: Sequence[Step], *, files: bool) -> set[Step]:
-        """The steps that have to run. Everything that these need, and with ``files`` what is wanted, is in this store then, as far as it
-        is known at all and no base image's."""
-        if self._elsewhere is None:
-            return self._look_up(steps, wanted)
-        self._runner.know_bases(steps)
+    def _find(self, steps: Sequence[Step], wanted: Sequence[Step], *, kept: set[Step]) -> set[Step]:
+        """The steps that have to run. Everything that these need, and what is to be ``kept``, is in this store then, as far as it is known
+        at all and no base image's."""
+        if self._remote_cache is not None:
+            self._runner.know_bases(steps)
         while True:
             missing = self._look_up(steps, wanted)
             inputs = {source for step in missing if not isinstance(step.op, Merge) for source in step.inputs}
-            whole = self._elsewhere.bring([step for step in steps if step in inputs], unpack=True)
-            if files:
-                whole = self._elsewhere.bring([step for step in wanted if step not in missing], unpack=False) and whole
-            if whole:
+            results = _within_merges(kept, missing)
+            below, above = self._stacks(steps, inputs), self._stacks(steps, results)
+            if self._remote_cache is None and not below and not above:
                 return missing
+            self._runner.know_bases(steps)
+            whole = self._elsewhere.bring(below, unpack=True)
+            whole = self._elsewhere.bring(above, unpack=False) and whole
+            if whole and self._elsewhere.settle(self._stacks(steps, {*wanted})):
+                return missing
+
+    def _stacks(self, steps: Sequence[Step], among: set[Step]) -> list[tuple[Digest, ...]]:
+        """The results of those steps that come from a cache and are not all here."""
+        return [
+            step.result.stack
+            for step in steps
+            if step in among
+            and step.result is not None
+            and not step.is_source
+            and not self._snapshots.has(step.result.stack)
+        ]
+
+    def _known(self, key: str) -> CacheRecord | None:
+        """This store's record of a key, unless it turned out that a layer of it can't be had."""
+        record = self._cache.get(key)
+        return None if record is not None and self._opened is not None and self._opened.is_lost(record) else record
 
     def _look_up(self, steps: Sequence[Step], wanted: Sequence[Step]) -> set[Step]:
         """Ask for definition keys, from the targets down; returns the steps that are needed and not known."""
@@ -244,8 +279,8 @@ class Solver:
                 continue
             if step.is_view:
                 continue
-            record = None if step.tainted else self._cache.get(step.recipe.key)
-            if record is None and not step.tainted and self._elsewhere is not None:
+            record = None if step.tainted else self._known(step.recipe.key)
+            if record is None and not step.tainted and self._remote_cache is not None:
                 record = self._elsewhere.find(step, steps)
             if record is not None:
                 step.result = _result(record, step)
@@ -288,7 +323,7 @@ class Solver:
                 record = self._cache.get(step.recipe.key)
                 if record is not None:
                     step.result = _result(record, step)
-            if self._elsewhere is not None and not step.is_source and not step.tainted:
+            if self._remote_cache is not None and not step.is_source and not step.tainted:
                 record = self._cache.get(step.recipe.key)
                 if record is not None:
                     self._elsewhere.tell(step, record)
@@ -392,8 +427,10 @@ class Solver:
             return self._explain.reason(step.vertex, step.recorded_recipe(), key=step.recipe.key, forced=step.forced)
 
     def _take_over(self, step: Step, key: str) -> bool:
-        record = self._cache.get(key)
-        if record is None and self._elsewhere is not None:
+        record = self._known(key)
+        if record is not None and not self._snapshots.has(record.layers):
+            record = record if self._elsewhere.bring((record.layers,), unpack=True) else None
+        if record is None and self._remote_cache is not None:
             record = self._elsewhere.take_content(key)
         if record is None:
             return False
@@ -415,8 +452,21 @@ class Solver:
         record = CacheRecord(step.recipe.key, stack, own, step.recorded_recipe(), when)
         self._cache.put(record, aliases=aliases)
         step.result = Result(stack, own, False, step.key)
-        if self._elsewhere is not None:
+        if self._remote_cache is not None:
             self._elsewhere.tell(step, record)
+
+
+def _within_merges(kept: set[Step], missing: set[Step]) -> set[Step]:
+    """``kept``, with what merges among it that have to be made consist of."""
+    out: set[Step] = set()
+    pending = list(kept)
+    while pending:
+        step = pending.pop()
+        if step in missing and isinstance(step.op, Merge):
+            pending.extend(step.inputs)
+        else:
+            out.add(step)
+    return out
 
 
 def _result(record: CacheRecord, step: Step) -> Result:

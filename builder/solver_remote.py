@@ -1,12 +1,13 @@
-"""A build's steps in caches elsewhere: asked for in one batch when this store misses, their layers brought before a step needs them.
+"""A build's steps in caches elsewhere, and layers that this store only knows: asked for in one batch, brought before a step needs them.
 
-Owns when other caches are asked, and what happens when what they promised can't be had: the step counts as missing then, and runs. How
-they are asked is the business of whoever satisfies ``RemoteCache``; nothing of it ever fails a build.
+Owns when other caches are asked, what of their answers has to come and what may stay where it is, and what happens when what was promised
+can't be had: the step counts as missing then, and runs. How they are asked is the business of whoever satisfies ``RemoteCache`` and
+``DistantLayers``; nothing of it ever fails a build.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Protocol
 
@@ -21,7 +22,15 @@ if TYPE_CHECKING:
     from .solver_run import StepRunner
 
 
-class RemoteCache(Protocol):
+class DistantLayers(Protocol):
+    """Layers that this store knows and may not have. Thread-safe. Raises nothing but Cancelled: troubles are told once."""
+
+    def bring(self, layers: Mapping[Digest, tuple[Digest, ...]], *, unpack: bool) -> frozenset[Digest]:
+        """Have these layers in the store, verified; each with a stack that it is the top of. ``unpack``: steps will need their files.
+        Returns those that could not be had."""
+
+
+class RemoteCache(DistantLayers, Protocol):
     """Caches elsewhere. Thread-safe. No method raises anything but Cancelled: troubles are told once and count as misses."""
 
     @property
@@ -31,28 +40,43 @@ class RemoteCache(Protocol):
     def lookup(self, keys: Sequence[str]) -> Mapping[str, CachedStep]:
         """What is known of these keys, all asked for at once."""
 
-    def bring(self, layers: Sequence[Digest], *, unpack: bool) -> frozenset[Digest]:
-        """Have these layers in the store, verified; ``unpack``: steps will need their files. Returns those that could not be had."""
+    def know(self, layers: Sequence[Digest]) -> frozenset[Digest]:
+        """Have the store know where these layers can be fetched later, by anybody. Returns those that only this build can have brought."""
 
     def keep(self, step: CachedStep, *, base: int) -> None:
         """A step has ended, or was found here: others may want it. Its lowest ``base`` layers are a base image's. Returns at once."""
 
 
 class Elsewhere:
-    """What other caches know of one build's steps."""
+    """What other caches know of one build's steps, and which layers it has to do without."""
 
-    def __init__(self, remote: RemoteCache, cache: CacheIndex, *, snapshots: Snapshots, runner: StepRunner) -> None:
+    def __init__(
+        self,
+        remote: RemoteCache | None,
+        cache: CacheIndex,
+        *,
+        layers: DistantLayers | None,
+        snapshots: Snapshots,
+        runner: StepRunner,
+    ) -> None:
+        """``remote``: caches elsewhere; ``layers``: brings what this store knows where there are none."""
         self._remote = remote
+        self._layers = remote or layers
         self._cache = cache
         self._snapshots = snapshots
         self._runner = runner
         self._found: dict[str, CachedStep] | None = None
         self._recorded: set[str] = set()
-        self.lazy: dict[Step, CachedStep] = {}
-        """Hits whose layers may not be here yet."""
+        self._lost: set[Digest] = set()
+
+    def is_lost(self, record: CacheRecord) -> bool:
+        """True if a layer of the record could not be had."""
+        return not self._lost.isdisjoint(record.layers)
 
     def find(self, step: Step, steps: Sequence[Step]) -> CacheRecord | None:
         """The record of a step that this store doesn't have. The first question is asked for all of ``steps`` at once."""
+        if self._remote is None:
+            return None
         if self._found is None:
             keys = [
                 other.recipe.key
@@ -61,63 +85,79 @@ class Elsewhere:
             ]
             self._found = dict(self._remote.lookup(list(dict.fromkeys(keys))))
         found = self._found.get(step.recipe.key)
-        if found is None:
-            return None
-        self.lazy[step] = found
-        return found.record
+        return None if found is None or self.is_lost(found.record) else found.record
 
     def take_content(self, key: str) -> CacheRecord | None:
         """The record of a content key, with its layers brought here already."""
+        if self._remote is None:
+            return None
         found = self._remote.lookup((key,)).get(key)
-        if found is None or not self._bring((found,), unpack=True):
+        if found is None or not self.bring((found.record.layers,), unpack=True):
             return None
         self._cache.put(found.record, aliases=(*found.aliases, key))
         return found.record
 
-    def bring(self, steps: Sequence[Step], *, unpack: bool) -> bool:
-        """Have the layers of these steps' results here. False: some could not be had, and their steps are not known any more.
+    def bring(self, stacks: Sequence[tuple[Digest, ...]], *, unpack: bool) -> bool:
+        """Have the layers of these stacks here. False: some could not be had, and what consists of them is not known any more.
 
         Raises StepFailed when a base image can't be pulled.
         """
-        wanted = [self.lazy[step] for step in steps if step in self.lazy]
-        whole = self._bring(wanted, unpack=unpack)
-        self._record()
-        return whole
-
-    def _bring(self, wanted: Sequence[CachedStep], *, unpack: bool) -> bool:
-        stacks = [found.record.layers for found in wanted]
-        layers: dict[Digest, None] = {}
-        for found in wanted:
-            for diff_id in found.record.layers[self._runner.base_count(found.record.layers) :]:
-                if not self._snapshots.has((diff_id,)):
-                    layers[diff_id] = None
+        layers = self._missing(stacks)
         if not layers:
             self._ensure_bases(stacks)
             return True
         with ThreadPoolExecutor(1, "base") as pool:
             # From different places: neither has to wait for the other.
             bases = pool.submit(self._ensure_bases, stacks)
-            lost = self._remote.bring(tuple(layers), unpack=unpack)
+            whole = self._fetch(layers, unpack=unpack)
             bases.result()
-        if lost and self._found is not None:
-            self._found = {key: step for key, step in self._found.items() if lost.isdisjoint(step.record.layers)}
-            self.lazy = {step: found for step, found in self.lazy.items() if lost.isdisjoint(found.record.layers)}
+        return whole
+
+    def _missing(self, stacks: Iterable[tuple[Digest, ...]]) -> dict[Digest, tuple[Digest, ...]]:
+        """The layers above base images that are not here, each with its stack."""
+        return {
+            stack[position]: stack[: position + 1]
+            for stack in stacks
+            for position in range(self._runner.base_count(stack), len(stack))
+            if not self._snapshots.has(stack[position : position + 1])
+        }
+
+    def _fetch(self, layers: Mapping[Digest, tuple[Digest, ...]], *, unpack: bool) -> bool:
+        lost = frozenset(layers) if self._layers is None else self._layers.bring(layers, unpack=unpack)
+        self._lost |= lost
         return not lost
 
     def _ensure_bases(self, stacks: Sequence[tuple[Digest, ...]]) -> None:
         for stack in stacks:
             self._runner.ensure_base(stack)
 
-    def _record(self) -> None:
-        """What is here completely by now is this store's own, too."""
-        for key, found in (self._found or {}).items():
-            if key not in self._recorded and self._snapshots.has(found.record.layers):
+    def settle(self, wanted: Sequence[tuple[Digest, ...]]) -> bool:
+        """Make the steps that were found this store's own: their layers are here or known here from now on. Of ``wanted`` stacks those are
+        brought that only this build can have brought. False: some could not be had."""
+        if self._remote is None or not self._found:
+            return True
+        fresh = {
+            key: found
+            for key, found in self._found.items()
+            if key not in self._recorded and not self.is_lost(found.record)
+        }
+        layers = self._missing(found.record.layers for found in fresh.values())
+        apart = self._remote.know(tuple(layers)) if layers else frozenset()
+        if apart:
+            needed = self._missing(wanted)
+            if not self._fetch({diff_id: needed[diff_id] for diff_id in needed if diff_id in apart}, unpack=False):
+                return False
+            apart = frozenset(diff_id for diff_id in apart if not self._snapshots.has((diff_id,)))
+        for key, found in fresh.items():
+            if apart.isdisjoint(found.record.layers):
                 self._recorded.add(key)
+                self._runner.know_base(found.record.layers)
                 self._cache.put(found.record, aliases=tuple(dict.fromkeys((*found.aliases, key))))
+        return True
 
     def tell(self, step: Step, record: CacheRecord) -> None:
         """A step of this build has a record now: those who keep steps get it."""
-        if not self._remote.keeps:
+        if self._remote is None or not self._remote.keeps:
             return
         note = step.vertex.note
         base = self._runner.base_count(record.layers)

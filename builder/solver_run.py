@@ -117,6 +117,14 @@ class StepRunner:
         if chain is not None and not self._snapshots.has(chain):
             self.pull(self._bases[chain])
 
+    def know_base(self, stack: Sequence[Digest]) -> None:
+        """See to it that the layers of the base image that ``stack`` begins with can be fetched later. Raises PybuildError."""
+        chain = self._base_of(stack)
+        if chain is not None and not self._snapshots.has(chain):
+            op = self._bases[chain].op
+            assert isinstance(op, ImageSource)
+            self._images.know_layers(self._image(op))
+
     def _present(self, step: Step) -> bool:
         assert isinstance(step.op, ImageSource)
         return self._snapshots.has(step.op.chain)

@@ -54,6 +54,7 @@ def save_images(
             descriptor = narrowed if docker else compressing.ready(narrowed)
             before = images.get(descriptor.digest)
             known_names = (*(before.names if before else ()), *kept)
+            engine.lazy_layers().need_image(descriptor)
             images[descriptor.digest] = ExportedImage(descriptor, tuple(dict.fromkeys(known_names)))
 
         def write(out: BinaryIO) -> None:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from typing import TYPE_CHECKING, BinaryIO, Final, Protocol
 
 from pybuild.builder.cache_format import CachedLayer
@@ -28,12 +27,17 @@ from pybuild.layers.descriptor import (
 from pybuild.layers.digest import Digest
 from pybuild.layers.entries import Layer
 from pybuild.layers.layer_index import LayerBlob
+from pybuild.layers.locks import lock_file
+from pybuild.layers.remote_layers import Origin
 from pybuild.values import dataclass
 
 if TYPE_CHECKING:
     from pybuild.layers.layer_compressor import LayerCompressor
     from pybuild.layers.snapshots import SnapshotStore
     from pybuild.layers.store import Store
+    from pybuild.registry_client.stores import BlobSource
+
+    from .parts_on_demand import SnapshotsOnDemand
 
 
 _EMPTY_TAR_BYTES: Final = 1024  # two zero blocks
@@ -58,6 +62,10 @@ class BlobPlace(Protocol):
     def name(self) -> str:
         """For people."""
 
+    @property
+    def origin(self) -> Origin | None:
+        """The repository that others can read the blobs from, if it is one."""
+
     def chunks(self, blob: Descriptor) -> Iterator[bytes]:
         """The bytes of a blob. Raises PybuildError, OSError."""
 
@@ -65,12 +73,10 @@ class BlobPlace(Protocol):
 class CacheLayers:
     """The layers of one store, as caches give and take them. Thread-safe."""
 
-    def __init__(self, store: Store, snapshots: SnapshotStore) -> None:
+    def __init__(self, store: Store, snapshots: SnapshotStore | SnapshotsOnDemand) -> None:
         self._store = store
         self._snapshots = snapshots
         self._made: LayerCompressor | None = None
-        self._guard = threading.Lock()
-        self._locks: dict[Digest, threading.Lock] = {}
 
     # --- giving -------------------------------------------------------------------------------------------------------
 
@@ -128,8 +134,18 @@ class CacheLayers:
 
     # --- taking -------------------------------------------------------------------------------------------------------
 
-    def fetch(self, layer: CachedLayer, place: BlobPlace, *, stack: Sequence[Digest], unpack: bool) -> int:
-        """Bring a layer from ``place``, unless it is there meanwhile. ``stack``: one that it is the top of. Returns the bytes received.
+    def fetch(
+        self,
+        layer: CachedLayer,
+        place: BlobPlace,
+        *,
+        stack: Sequence[Digest],
+        unpack: bool,
+        this_blob: bool = False,
+        cancel: threading.Event | None = None,
+    ) -> int:
+        """Bring a layer from ``place``, unless it is there meanwhile. ``stack``: one that it is the top of; ``this_blob``: the blob is wanted,
+        whether or not the layer is there as another one. Returns the bytes received.
 
         Raises PybuildError or OSError, and then nothing is known of the layer.
         """
@@ -137,8 +153,9 @@ class CacheLayers:
             raise PybuildError(f"nobody says where the layer {layer.diff_id} is")
         if layer.blob.media_type not in _LAYER_TYPES:
             raise PybuildError(f"{layer.blob.digest} is said to be {layer.blob.media_type[:100]!r}, which is no layer")
-        with self._only(layer.diff_id):
-            if self.has(layer.diff_id):
+        # Of several processes that want it, too, one fetches it.
+        with lock_file(self._store.locks / f"fetch-{layer.diff_id.hex}", transient=True, cancel=cancel):
+            if self._store.blobs.touch(layer.blob.digest) if this_blob else self.has(layer.diff_id):
                 return 0
             received = self._download(layer.blob, place)
             found = self._verified(layer, layer.blob, stack, unpack)
@@ -151,13 +168,6 @@ class CacheLayers:
             )
             self._store.layers.register(found, blob=blob, created=layer.created)
             return received
-
-    @contextmanager
-    def _only(self, diff_id: Digest) -> Iterator[None]:
-        with self._guard:
-            lock = self._locks.setdefault(diff_id, threading.Lock())
-        with lock:
-            yield
 
     def _download(self, blob: Descriptor, place: BlobPlace) -> int:
         if self._store.blobs.touch(blob.digest):
@@ -195,11 +205,11 @@ class CacheLayers:
 
 
 class BlobsOnDemand:
-    """A BlobSource of the store that has blobs brought when they are opened: what a destination has already is never fetched."""
+    """A BlobSource that has further blobs brought when they are opened: what a destination has already is never fetched."""
 
-    def __init__(self, store: Store, *, sizes: Mapping[Digest, int], bring: Callable[[Digest], None]) -> None:
-        """``sizes``: of the blobs that ``bring`` can fetch; it raises PybuildError."""
-        self._blobs = store.blobs
+    def __init__(self, blobs: BlobSource, *, sizes: Mapping[Digest, int], bring: Callable[[Digest], None]) -> None:
+        """``sizes``: of the blobs that ``bring`` can fetch into ``blobs``; it raises PybuildError."""
+        self._blobs = blobs
         self._sizes = sizes
         self._bring = bring
 

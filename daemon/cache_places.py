@@ -10,7 +10,7 @@ import io
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO, Final, Protocol
+from typing import TYPE_CHECKING, BinaryIO, Final, Protocol, TypeAlias
 
 from pybuild.builder.assemble import layer_media_type
 from pybuild.builder.cache_format import CONFIG_TYPE, INLINE_KEY, CacheBundle, InvalidCache, read_bundle
@@ -27,7 +27,8 @@ from pybuild.layers.descriptor import (
 )
 from pybuild.layers.digest import Digest
 from pybuild.layers.image import ImageConfig, Index, Manifest, json_object, media_type_of
-from pybuild.registry_client.stores import BlobSource
+from pybuild.layers.remote_layers import Origin
+from pybuild.registry_client.stores import BlobOrigins, BlobSource
 from pybuild.values import dataclass
 
 from .registries import Registries
@@ -62,6 +63,10 @@ class CachePlace(Protocol):
     def name(self) -> str:
         """For people."""
 
+    @property
+    def origin(self) -> Origin | None:
+        """See BlobPlace."""
+
     def load(self) -> CacheBundle:
         """What the cache holds. Raises NoCacheThere, PybuildError."""
 
@@ -78,6 +83,10 @@ class CachePlace(Protocol):
         self, document: bytes, layers: Sequence[Descriptor], *, blobs: BlobSource, oci: bool, config_type: str
     ) -> Saved:
         """Put a document and the blobs of its layers there. Raises PybuildError, OSError."""
+
+
+Layouts: TypeAlias = Callable[[str, str], CachePlace]
+"""Opens the cache in a directory, as its user wrote it, under a tag or a digest."""
 
 
 def manifest_of(document: bytes, layers: Sequence[Descriptor], *, oci: bool, config_type: str = CONFIG_TYPE) -> bytes:
@@ -130,10 +139,17 @@ class RegistryPlace:
     """A cache under a reference in a registry."""
 
     def __init__(
-        self, registries: Registries, reference: str, *, cancel: threading.Event, siblings: Sequence[str] = ()
+        self,
+        registries: Registries,
+        reference: str,
+        *,
+        cancel: threading.Event,
+        siblings: Sequence[str] = (),
+        origins: BlobOrigins | None = None,
     ) -> None:
-        """``siblings``: references whose repositories may have the same blobs: of the same registry they are mounted, not sent."""
+        """``origins``: which repositories have which blobs; ``siblings``: references whose repositories may have the same blobs: of the same registry they are mounted, not sent."""
         self._siblings = siblings
+        self._origins = origins
         self._registries = registries
         self._text = reference
         self._cancel = cancel
@@ -142,6 +158,12 @@ class RegistryPlace:
     @property
     def name(self) -> str:
         return self._text
+
+    @property
+    def origin(self) -> Origin:
+        """See BlobPlace."""
+        reference = self._repository.reference
+        return Origin(reference.host, reference.repository)
 
     @property
     def _repository(self) -> Repository:
@@ -201,6 +223,7 @@ class RegistryPlace:
                 {Digest.of(document): document, descriptor.digest: data, Digest.of(EMPTY_JSON): EMPTY_JSON},
             ),
             mount_from=same_registry(self._text, self._siblings),
+            origins=self._origins,
             cancel=self._cancel,
         )
         return Saved(descriptor, unchanged=report.unchanged, bytes_sent=report.bytes_sent)
@@ -216,6 +239,8 @@ class LayoutPlace:
     @property
     def name(self) -> str:
         return str(self._path)
+
+    origin = None
 
     def manifest(self) -> bytes:
         """The manifest that the reference names. Raises NoCacheThere, InvalidLayout."""

@@ -33,6 +33,8 @@ from pybuild.errors import Cancelled, PybuildError
 from pybuild.layers.descriptor import OCI_EMPTY, OCI_MANIFEST, Descriptor
 from pybuild.layers.digest import Digest
 from pybuild.layers.image import Manifest
+from pybuild.layers.remote_layers import Origin
+from pybuild.registry_client.stores import BlobSource
 from pybuild.values import dataclass, replace
 
 from .cache_layers import BlobForm, CacheLayers
@@ -59,7 +61,7 @@ class _Job:
 
 
 class StepRepository:
-    """One repository of single steps, for one build. ``describe``: where a layer that isn't in the store lies, or None."""
+    """One repository of single steps, for one build. ``blobs``: where the layers' bytes come from; ``describe``: where a layer that isn't in the store lies, or None."""
 
     def __init__(
         self,
@@ -70,6 +72,7 @@ class StepRepository:
         registries: Registries,
         describe: Callable[[Digest], CachedLayer | None],
         aliases: Callable[[str], tuple[str, ...]],
+        blobs: BlobSource,
         on_trouble: Callable[[str, PybuildError | OSError], object],
         cancel: threading.Event,
     ) -> None:
@@ -79,6 +82,7 @@ class StepRepository:
         self._registries = registries
         self._describe = describe
         self._aliases = aliases
+        self._blobs = blobs
         self._on_trouble = on_trouble
         self._cancel = cancel
         self._halt = threading.Event()
@@ -97,6 +101,12 @@ class StepRepository:
     @property
     def name(self) -> str:
         return self.spec.ref
+
+    @property
+    def origin(self) -> Origin:
+        """See BlobPlace."""
+        reference = self._connected().reference
+        return Origin(reference.host, reference.repository)
 
     # --- asking -------------------------------------------------------------------------------------------------------
 
@@ -257,9 +267,10 @@ class StepRepository:
             from pybuild.registry_client.transfers import Stop
             from pybuild.registry_client.uploads import BlobUpload
 
-            source = WithDocuments(self._store.blobs, {Digest.of(EMPTY_JSON): EMPTY_JSON})
-            # What is here only by name came from this registry: then it is there already, and nothing is read.
-            done = BlobUpload(self._connected(), blob, source=source, stop=Stop(self._halt)).run()
+            source = WithDocuments(self._blobs, {Digest.of(EMPTY_JSON): EMPTY_JSON})
+            repository = self._connected()
+            seen = self._store.remote_layers.repositories(repository.reference.host, blob.digest)
+            done = BlobUpload(repository, blob, source=source, mount_from=seen, stop=Stop(self._halt)).run()
             with self._guard:
                 self.sent_bytes += done.bytes_sent
         except BaseException as error:

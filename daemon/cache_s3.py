@@ -43,6 +43,8 @@ class S3Place:
     def name(self) -> str:
         return f"s3://{self._bucket.bucket}/{self._bucket.prefix}{self._bucket.names[0]}"
 
+    origin = None
+
     def manifest(self) -> bytes:
         """The manifest under the first name that exists. Raises NoCacheThere, S3Failed."""
         for name in self._bucket.names:

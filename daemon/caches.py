@@ -43,6 +43,7 @@ from pybuild.builder.why import PreviousStep
 from pybuild.errors import Cancelled, PybuildError
 from pybuild.layers.descriptor import Descriptor
 from pybuild.layers.digest import Digest
+from pybuild.layers.remote_layers import Origin, RemoteLayer
 from pybuild.values import dataclass, replace
 
 from .cache_events import CacheEvents
@@ -56,6 +57,7 @@ if TYPE_CHECKING:
     from pybuild.layers.snapshots import SnapshotStore
     from pybuild.layers.store import Store
 
+    from .lazy_layers import LazyLayers
     from .mount_travel import MountTravel
 
 _PARALLEL_SOURCES: Final = 4
@@ -64,11 +66,10 @@ _PARALLEL_LAYERS: Final = 6
 
 @dataclass(frozen=True, slots=True)
 class _Known:
-    """Where a layer lies: who has it, what it is, and a stack that it is the top of."""
+    """Where a layer lies: who has it, and what it is."""
 
     place: BlobPlace
     layer: CachedLayer
-    stack: tuple[Digest, ...]
 
 
 class BuildCachesHere:
@@ -85,6 +86,7 @@ class BuildCachesHere:
         snapshots: SnapshotStore,
         cache: CacheIndex,
         registries: Registries,
+        lazy: LazyLayers,
         progress: Progress,
         cancel: threading.Event,
         inline: bool = False,
@@ -92,7 +94,7 @@ class BuildCachesHere:
         mounts_from: Sequence[MountsPlace] = (),
         mounts_to: Sequence[MountsPlace] = (),
     ) -> None:
-        """``directory``: what the caller's paths are relative to; ``inline``: images carry their own cache; ``siblings``: names that the
+        """``directory``: what the caller's paths are relative to; ``lazy``: fetches what the store knows to be elsewhere; ``inline``: images carry their own cache; ``siblings``: names that the
         image is pushed to before the caches are exported."""
         self._siblings = (*siblings, *(spec.ref for spec in repositories))
         self._inline = inline or any(target.type is CacheType.INLINE for target in targets)
@@ -103,6 +105,7 @@ class BuildCachesHere:
         self._cancel = cancel
         self._events = CacheEvents(progress, clock=store.clock)
         self._layers = CacheLayers(store, snapshots)
+        self._lazy = lazy
         self._targets = tuple(targets)
         self._places = [self._source(source) for source in sources]
         self._repositories = [
@@ -113,6 +116,7 @@ class BuildCachesHere:
                 registries=registries,
                 describe=self._described,
                 aliases=self._aliases,
+                blobs=lazy.blobs,
                 on_trouble=self._events.trouble,
                 cancel=cancel,
             )
@@ -189,20 +193,15 @@ class BuildCachesHere:
         return bundle
 
     def _learn(self, bundle: CacheBundle, place: BlobPlace) -> None:
-        layers = {layer.diff_id: layer for layer in bundle.layers}
         with self._guard:
             for step in bundle.steps:
                 for key in (*step.aliases, step.record.key):
                     self._steps[key] = step
-                stack = step.record.layers
-                for position in range(len(stack)):
-                    layer = layers.get(stack[position])
-                    if layer is None or layer.blob is None:
-                        continue
-                    entry = _Known(place, layer, stack[: position + 1])
+            for layer in bundle.layers:
+                if layer.blob is not None:
                     known = self._known.setdefault(layer.diff_id, [])
                     if all(other.place is not place for other in known):
-                        known.insert(0, entry)
+                        known.insert(0, _Known(place, layer))
 
     def previous_steps(self) -> list[PreviousStep]:
         """The steps of the caches' builds, for explaining misses where nothing was built yet."""
@@ -225,14 +224,37 @@ class BuildCachesHere:
 
     # --- bringing -----------------------------------------------------------------------------------------------------
 
-    def bring(self, layers: Sequence[Digest], *, unpack: bool) -> frozenset[Digest]:
-        """See RemoteCache."""
+    def know(self, layers: Sequence[Digest]) -> frozenset[Digest]:
+        """See RemoteCache. What lies in registries can be fetched by anybody."""
+        found: dict[Origin, list[RemoteLayer]] = {}
+        apart: set[Digest] = set()
+        with self._guard:
+            for diff_id in layers:
+                places = [known for known in self._known.get(diff_id, ()) if known.place.origin is not None]
+                for known in places:
+                    layer = known.layer
+                    if known.place.origin is not None and layer.blob is not None:
+                        found.setdefault(known.place.origin, []).append(
+                            RemoteLayer(diff_id, layer.blob, layer.level, layer.size, layer.empty, layer.created)
+                        )
+                if not places:
+                    apart.add(diff_id)
+        for origin, described in found.items():
+            self._store.remote_layers.learn(described, origin)
+        return frozenset(diff_id for diff_id in apart if not self._store.layers.available((diff_id,)))
+
+    def bring(self, layers: Mapping[Digest, tuple[Digest, ...]], *, unpack: bool) -> frozenset[Digest]:
+        """See DistantLayers."""
+        if not layers:
+            return frozenset()
         step = self._events.begin("[internal] pulling cached layers")
         # Big ones first, so that none is left over at the end.
         order = sorted(layers, key=self._blob_size, reverse=True)
         try:
             with ThreadPoolExecutor(min(_PARALLEL_LAYERS, len(order)), "cache") as pool:
-                came = list(pool.map(lambda diff_id: self._bring_one(diff_id, step, unpack=unpack), order))
+                came = list(
+                    pool.map(lambda diff_id: self._bring_one(diff_id, layers[diff_id], step, unpack=unpack), order)
+                )
         finally:
             self._events.end(step)
         if self._cancel.is_set():
@@ -243,14 +265,14 @@ class BuildCachesHere:
         known = self._known.get(diff_id)
         return known[0].layer.blob.size if known and known[0].layer.blob else 0
 
-    def _bring_one(self, diff_id: Digest, step: str, *, unpack: bool) -> bool:
+    def _bring_one(self, diff_id: Digest, stack: Sequence[Digest], step: str, *, unpack: bool) -> bool:
         with self._guard:
             places = list(self._known.get(diff_id, ()))
         for known in places:
             if self._cancel.is_set():
                 return False
             try:
-                received = self._layers.fetch(known.layer, known.place, stack=known.stack, unpack=unpack)
+                received = self._layers.fetch(known.layer, known.place, stack=stack, unpack=unpack, cancel=self._cancel)
             except Cancelled:
                 return False
             except (PybuildError, OSError) as error:
@@ -259,12 +281,19 @@ class BuildCachesHere:
             if known.layer.blob is not None and received:
                 self._events.count(step, str(known.layer.blob.digest), received)
             return True
-        return False
+        return self._lazy.bring_one(diff_id, stack, unpack=unpack)
 
     def _described(self, diff_id: Digest) -> CachedLayer | None:
         with self._guard:
             known = self._known.get(diff_id)
-        return known[0].layer if known else None
+        if known:
+            return known[0].layer
+        for remote in self._store.remote_layers.of(diff_id):
+            created = self._store.clock() if remote.created is None else remote.created
+            return CachedLayer(
+                diff_id, remote.size or 0, remote.empty, created=created, blob=remote.blob, level=remote.level
+            )
+        return None
 
     def _aliases(self, key: str) -> tuple[str, ...]:
         step = self._steps.get(key)
@@ -353,7 +382,7 @@ class BuildCachesHere:
         ordered = tuple(layers[diff_id] for diff_id in _own_layers(complete, bases))
         by_blob = {layer.blob.digest: layer for layer in ordered if layer.blob is not None}
         source = BlobsOnDemand(
-            self._store,
+            self._lazy.blobs,
             sizes={digest: layer.blob.size for digest, layer in by_blob.items() if layer.blob is not None},
             bring=lambda digest: self._bring_blob(by_blob[digest]),
         )
@@ -368,7 +397,7 @@ class BuildCachesHere:
         return saved.descriptor
 
     def _bring_blob(self, layer: CachedLayer) -> None:
-        if self.bring((layer.diff_id,), unpack=False):
+        if self.bring({layer.diff_id: (layer.diff_id,)}, unpack=False):
             raise PybuildError(f"the layer {layer.diff_id} could not be fetched from where it was")
 
     def _step_of(self, key: str) -> CachedStep | None:
@@ -384,8 +413,13 @@ class BuildCachesHere:
         for diff_id in _own_layers(steps, bases):
             layer = self._store.layers.get(diff_id)
             (created,) = self._store.layers.created((diff_id,))
-            if layer is not None:
-                out.append(CachedLayer(diff_id, layer.size, layer.empty, created, None))
+            known = (
+                self._described(diff_id)
+                if layer is None
+                else CachedLayer(diff_id, layer.size, layer.empty, created, None)
+            )
+            if known is not None:
+                out.append(replace(known, blob=None))
         return tuple(out)
 
     # --- places -------------------------------------------------------------------------------------------------------
@@ -412,7 +446,13 @@ class BuildCachesHere:
                 assert target.bucket is not None
                 return S3Place(target.bucket)
             case _:
-                return RegistryPlace(self._registries, target.ref, cancel=self._cancel, siblings=self._siblings)
+                return RegistryPlace(
+                    self._registries,
+                    target.ref,
+                    cancel=self._cancel,
+                    siblings=self._siblings,
+                    origins=self._store.remote_layers,
+                )
 
     # --- end ----------------------------------------------------------------------------------------------------------
 
@@ -460,6 +500,7 @@ def open_caches(
     snapshots: SnapshotStore,
     cache: CacheIndex,
     registries: Registries,
+    lazy: LazyLayers,
     progress: Progress,
     cancel: threading.Event,
 ) -> BuildCachesHere:
@@ -473,6 +514,7 @@ def open_caches(
         snapshots=snapshots,
         cache=cache,
         registries=registries,
+        lazy=lazy,
         progress=progress,
         cancel=cancel,
         inline=inline,

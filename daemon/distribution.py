@@ -85,8 +85,9 @@ def push_image(
         engine.registries.client,
         reference,
         ready,
-        engine.store.blobs,
+        engine.lazy_layers(cancel=cancel).blobs,
         mount_from=_siblings(engine, reference),
+        origins=engine.store.remote_layers,
         on_progress=on_transfer,
         cancel=cancel,
     )
@@ -104,7 +105,7 @@ class Compressing:
 
     def __init__(self, engine: Engine, *, compression: str, level: int | None, force: bool) -> None:
         self._engine = engine
-        self._layers = StoreLayers(engine.store)
+        self._layers = StoreLayers(engine.store, lazy=engine.lazy_layers())
         self._compression = compression
         self._level = level
         self._force = force

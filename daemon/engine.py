@@ -30,7 +30,7 @@ from .store_queries import StoreQueries
 if TYPE_CHECKING:
     from pybuild.builder.build import BuildParts, BuildResult
     from pybuild.builder.progress import Progress
-    from pybuild.builder.protocols import ExitStatus, ImageSource
+    from pybuild.builder.protocols import ExitStatus, ImageSource, Terminal
     from pybuild.builder.request import BuildRequest, SecretSource
     from pybuild.builder.solver import Prediction
     from pybuild.layers.cache_index import CacheIndex as CacheSession
@@ -41,9 +41,11 @@ if TYPE_CHECKING:
     from pybuild.registry_client.push import PushReport
     from pybuild.registry_client.transfers import OnTransfer
 
+    from .cache_places import Layouts
     from .caches import BuildCachesHere
     from .executor import NamespaceExecutor
     from .failed_steps import AroundShell
+    from .lazy_layers import LazyLayers
     from .one_shot import RunOptions
     from .policed_sources import Remotes
 
@@ -167,6 +169,12 @@ class Engine(StoreQueries):
                 )
             return self._snapshots
 
+    def lazy_layers(self, *, cancel: threading.Event | None = None, progress: Progress | None = None) -> LazyLayers:
+        """What fetches layers that the store only knows, for one piece of work. ``progress``: gets warnings of registries that fail."""
+        from .lazy_layers import LazyLayers
+
+        return LazyLayers(self.store, self.snapshots, self.registries, cancel=cancel, progress=progress)
+
     # --- building ----------------------------------------------------------------------------------------------------
 
     def build(
@@ -178,14 +186,16 @@ class Engine(StoreQueries):
         stdout: BinaryIO | None = None,
         on_dockerfile: Callable[[Dockerfile], None] | None = None,
         around_shell: AroundShell | None = None,
+        layouts: Layouts | None = None,
     ) -> BuildResult:
         """Build; ``on_dockerfile`` gets the parsed Dockerfile; ``around_shell``: holds the caller's terminal for ``--on-error=shell``, which
-        is not possible without. Raises BuildFailed, Cancelled, PybuildError."""
+        is not possible without; ``layouts``: opens the caches of directories (default: on this machine). Raises BuildFailed, Cancelled,
+        PybuildError."""
         from pybuild.builder.build import build
 
         with self._within_policy(), self.store.lease(), self.store.active.make() as scratch:
             cache = self.store.open_cache()
-            caches = self._caches(request, progress=progress, cancel=cancel, cache=cache)
+            caches = self._caches(request, progress=progress, cancel=cancel, cache=cache, layouts=layouts)
             told = 0 if self._executor is None else len(self._executor.notices)
             try:
                 parts = self._parts(request, progress=progress, cancel=cancel, cache=cache, scratch=scratch)
@@ -225,7 +235,9 @@ class Engine(StoreQueries):
             with suppress(PybuildError):  # what was built is built; the next build tries again
                 enforce(self.store, policy)
 
-    def predict(self, request: BuildRequest, *, progress: Progress, cancel: threading.Event) -> list[Prediction]:
+    def predict(
+        self, request: BuildRequest, *, progress: Progress, cancel: threading.Event, layouts: Layouts | None = None
+    ) -> list[Prediction]:
         """What a build would run, and why; runs and keeps nothing. Raises as ``build``."""
         from pybuild.builder.build import predict
 
@@ -236,7 +248,7 @@ class Engine(StoreQueries):
                 reading = replace(
                     request, cache_to=(), cache_repo=tuple(f"{text},mode=r" for text in request.cache_repo)
                 )
-                caches = self._caches(reading, progress=progress, cancel=cancel, cache=cache)
+                caches = self._caches(reading, progress=progress, cancel=cancel, cache=cache, layouts=layouts)
                 return predict(
                     request,
                     parts if caches is None else replace(parts, caches=caches),
@@ -247,22 +259,30 @@ class Engine(StoreQueries):
                 cache.flush()
 
     def _caches(
-        self, request: BuildRequest, *, progress: Progress, cancel: threading.Event, cache: CacheSession
+        self,
+        request: BuildRequest,
+        *,
+        progress: Progress,
+        cancel: threading.Event,
+        cache: CacheSession,
+        layouts: Layouts | None,
     ) -> BuildCachesHere | None:
         """The caches elsewhere that the request names. Raises UsageError."""
         inline = request.build_args.get("BUILDKIT_INLINE_CACHE", "").lower() in ("1", "true")
         named = (request.cache_from, request.cache_to, request.cache_repo)
         if not (any(named) or inline or request.cache_mounts_from or request.cache_mounts_to):
             return None
-        from .caches import open_caches
+        from .caches import layouts_below, open_caches
 
         return open_caches(
             request,
+            layouts=layouts or layouts_below(request.directory),
             inline=inline,
             store=self.store,
             snapshots=self.snapshots,
             cache=cache,
             registries=self.registries,
+            lazy=self.lazy_layers(cancel=cancel, progress=progress),
             progress=progress,
             cancel=cancel,
         )
@@ -282,7 +302,7 @@ class Engine(StoreQueries):
         from .image_keeper import CacheRecipes, StoreKeeper, StoreLayers
         from .image_source import StoreImageSource
         from .layer_rewrites import StoreRewrites
-        from .parts_on_demand import ExecutorOnDemand, SnapshotsOnDemand
+        from .parts_on_demand import ExecutorOnDemand, LazyLayersOnDemand, SnapshotsOnDemand
         from .remotes_on_demand import RemotesOnDemand
         from .ssh_sockets import SshSockets
 
@@ -291,16 +311,18 @@ class Engine(StoreQueries):
         remotes: Remotes = RemotesOnDemand(
             self.store.root / "remotes",
             self.registries,
-            secrets={
+            secrets=request.secret_values
+            or {
                 secret.id: _value(secret)
                 for secret in request.secrets
                 if secret.id.startswith(("HTTP_AUTH", "GIT_AUTH"))
             },
             cancel=cancel,
-            ssh_socket=lambda: ssh.served.get("default"),
+            ssh_socket=lambda: ssh.served.get("default") or (request.agents or {}).get("default"),
         )
-        layers = StoreLayers(self.store, cancel=cancel)
-        images: ImageSource = StoreImageSource(self.store, snapshots, self.registries, cancel=cancel)
+        lazy = LazyLayersOnDemand(lambda: self.lazy_layers(cancel=cancel, progress=progress))
+        layers = StoreLayers(self.store, lazy=lazy, cancel=cancel)
+        images: ImageSource = StoreImageSource(self.store, snapshots, self.registries, lazy=lazy, cancel=cancel)
         if request.source_policy is not None:
             from .policed_sources import PolicedImages, PolicedRemotes
 
@@ -322,6 +344,7 @@ class Engine(StoreQueries):
                     self,
                     progress=progress,
                     cancel=cancel,
+                    lazy=lazy,
                     # A step that was sent when it ended needn't be sent again with the image.
                     siblings=tuple(text.partition(",")[0] for text in request.cache_repo),
                 ),
@@ -330,6 +353,7 @@ class Engine(StoreQueries):
             builds=self.store.builds,
             recipes=CacheRecipes(cache),
             layer_times=layers,
+            distant=lazy,
             ssh=ssh,
             preload=cache.stat_index.preload,
             platform=host_platform(),
@@ -421,8 +445,10 @@ class Engine(StoreQueries):
         on_output: Callable[[int, bytes], None],
         cancel: threading.Event,
         stdin: int | None = None,
+        terminal: Terminal | None = None,
     ) -> ExitStatus:
-        """Run one process in a throw-away copy of a local image; ``stdin``: the descriptor that is its standard input. Raises PybuildError."""
+        """Run one process in a throw-away copy of a local image; ``stdin``: the descriptor that is its standard input; ``terminal``: where
+        its terminal is shown. Raises PybuildError."""
         from .one_shot import run_once
 
         image = self.find_image(name)
@@ -430,6 +456,7 @@ class Engine(StoreQueries):
         if part is None:
             raise UsageError(f"{name} holds no image for this machine")
         with self.store.lease():
+            self.lazy_layers(cancel=cancel).need(part.diff_ids, unpack=True)
             return run_once(
                 self.store.images.config(part),
                 options,
@@ -438,6 +465,7 @@ class Engine(StoreQueries):
                 on_output=on_output,
                 cancel=cancel,
                 stdin=stdin,
+                terminal=terminal,
             )
 
     # --- registries --------------------------------------------------------------------------------------------------

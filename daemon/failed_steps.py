@@ -12,15 +12,15 @@ from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, TypeAlias
 
 from pybuild.builder.exec_settings import FailedProcess, OnFailure
-from pybuild.builder.protocols import Executor
+from pybuild.builder.protocols import Executor, Terminal
 from pybuild.errors import Cancelled, PybuildError, UsageError
 from pybuild.values import replace
 
 if TYPE_CHECKING:
     from .engine import Engine
 
-AroundShell: TypeAlias = Callable[[str], AbstractContextManager[None]]
-"""Shows a text and then leaves the terminal alone, until the context ends."""
+AroundShell: TypeAlias = Callable[[str], AbstractContextManager[Terminal]]
+"""Shows a text and then leaves the terminal, which it gives, alone until the context ends."""
 
 
 def on_failure(engine: Engine, mode: str, *, around: AroundShell | None, cancel: threading.Event) -> OnFailure:
@@ -29,8 +29,7 @@ def on_failure(engine: Engine, mode: str, *, around: AroundShell | None, cancel:
         return FailureKeeper(engine)
     if around is None:
         raise UsageError("--on-error=shell needs a terminal", hint="use --on-error=keep")
-    terminal = engine.registries.variables.get("TERM", "xterm")
-    return FailureShell(engine.executor, around=around, terminal=terminal, cancel=cancel)
+    return FailureShell(engine.executor, around=around, cancel=cancel)
 
 
 def _shell(failed: FailedProcess) -> str:
@@ -40,21 +39,19 @@ def _shell(failed: FailedProcess) -> str:
 
 
 class FailureShell:
-    """Opens a shell in the failed step: the same files, mounts, secrets, user, network and limits. ``terminal``: its kind, as TERM has
-    it."""
+    """Opens a shell in the failed step: the same files, mounts, secrets, user, network and limits."""
 
-    def __init__(self, executor: Executor, *, around: AroundShell, terminal: str, cancel: threading.Event) -> None:
+    def __init__(self, executor: Executor, *, around: AroundShell, cancel: threading.Event) -> None:
         self._executor = executor
-        self._terminal = terminal
         self._around = around
         self._cancel = cancel
         self._one_at_a_time = threading.Lock()
 
     def __call__(self, failed: FailedProcess) -> str | None:
-        env = {"TERM": self._terminal, **dict(failed.spec.env)}
-        spec = replace(failed.spec, args=(_shell(failed),), env=tuple(env.items()), terminal=True)
         text = f"{failed.error.message}\nThis is a shell in the failed step; the build ends when you leave it."
-        with self._one_at_a_time, self._around(text):
+        with self._one_at_a_time, self._around(text) as terminal:
+            env = {"TERM": terminal.kind, **dict(failed.spec.env)}
+            spec = replace(failed.spec, args=(_shell(failed),), env=tuple(env.items()), terminal=terminal)
             try:
                 self._executor.run(spec, on_output=lambda stream, data: None, cancel=self._cancel)
             except Cancelled:
@@ -93,6 +90,7 @@ class FailureKeeper:
             stack=(*failed.stack, layer.diff_id),
             layer_times=(*(None for _ in failed.stack), store.clock()),
         )
-        written = write_manifest(image, options=AssembleOptions(), layers=StoreLayers(store), blobs=store.blobs)
+        layers = StoreLayers(store, lazy=self._engine.lazy_layers())
+        written = write_manifest(image, options=AssembleOptions(), layers=layers, blobs=store.blobs)
         store.images.put(f"docker.io/library/{name}", written.descriptor)
         return f"the failed step's file system is kept as the image {name}; enter it with: pybuild run -t {name}"

@@ -24,12 +24,18 @@ if TYPE_CHECKING:
     from pybuild.layers.store import Store
 
     from .engine import Engine
+    from .lazy_layers import LazyLayers
+    from .parts_on_demand import LazyLayersOnDemand
 
 
 class StoreLayers:
     """Layers of one store as blobs in the wanted compression, and when they were made."""
 
-    def __init__(self, store: Store, *, cancel: threading.Event | None = None) -> None:
+    def __init__(
+        self, store: Store, *, lazy: LazyLayers | LazyLayersOnDemand, cancel: threading.Event | None = None
+    ) -> None:
+        """``lazy``: fetches what has to be compressed and isn't here."""
+        self._lazy = lazy
         self._store = store
         self._cancel = cancel
 
@@ -44,7 +50,7 @@ class StoreLayers:
         """See LayerExports."""
         if compression is None:
             # What was pulled first: its registry knows that blob. What was made here has but its tar yet, or that beside others.
-            blobs = self._store.layers.blobs(diff_id)
+            blobs = self._store.layers.usable_blobs(diff_id)
             chosen = next((blob for blob in blobs if blob.digest != diff_id and not self._made_here(diff_id)), None)
             found = chosen or next(iter(blobs), None)
             if found is None:
@@ -57,11 +63,21 @@ class StoreLayers:
     def _made_here(self, diff_id: Digest) -> bool:
         return self._store.blobs.has(diff_id)
 
-    def prepare(self, diff_ids: Sequence[Digest], *, compression: str, level: int | None, force: bool) -> None:
-        """Compress several layers at once, so that ``blob_for`` finds them ready."""
+    def prepare(self, diff_ids: Sequence[Digest], *, compression: str | None, level: int | None, force: bool) -> None:
+        """See LayerExports. Compresses what isn't, several layers at once."""
+        if compression is None:
+            return
         from pybuild.layers.compression import Compression
 
-        self._compressor.blobs_for(diff_ids, Compression.parse(compression), level=level, force=force)
+        kind = Compression.parse(compression)
+        missing = [
+            diff_id
+            for diff_id in dict.fromkeys(diff_ids)
+            if self._compressor.needs_bytes(diff_id, kind, level=level, force=force)
+        ]
+        if missing:
+            self._lazy.need(missing)
+            self._compressor.blobs_for(missing, kind, level=level, force=force)
 
     def created(self, stack: Sequence[Digest]) -> tuple[float, ...]:
         """See LayerTimes."""
@@ -88,13 +104,20 @@ class StoreKeeper:
     """Keeps, pushes and writes images of one engine, for one build."""
 
     def __init__(
-        self, engine: Engine, *, progress: Progress, cancel: threading.Event, siblings: Sequence[str] = ()
+        self,
+        engine: Engine,
+        *,
+        progress: Progress,
+        cancel: threading.Event,
+        lazy: LazyLayers | LazyLayersOnDemand,
+        siblings: Sequence[str] = (),
     ) -> None:
-        """``siblings``: references whose repositories may have the layers already: of the same registry they are mounted, not sent."""
+        """``lazy``: what may have to be sent from elsewhere; ``siblings``: references whose repositories may have the layers already: of the same registry they are mounted, not sent."""
         self._siblings = siblings
         self._engine = engine
         self._progress = progress
         self._cancel = cancel
+        self._lazy = lazy
 
     def keep(self, names: Sequence[str], descriptor: Descriptor) -> None:
         """See ImageKeeper."""
@@ -130,8 +153,9 @@ class StoreKeeper:
             self._engine.registries.client,
             reference,
             descriptor,
-            self._engine.store.blobs,
+            self._lazy.blobs,
             mount_from=same_registry(name, self._siblings) if self._siblings else (),
+            origins=self._engine.store.remote_layers,
             on_progress=report,
             cancel=self._cancel,
         )

@@ -31,7 +31,8 @@ if TYPE_CHECKING:
     from pybuild.registry_client.transfers import Transfer
 
     from .layer_sink import LayerReceiver
-    from .parts_on_demand import SnapshotsOnDemand
+    from .lazy_layers import LazyLayers
+    from .parts_on_demand import LazyLayersOnDemand, SnapshotsOnDemand
 
 _FACT = "resolve"
 _LAYOUT = "oci-layout://"
@@ -53,8 +54,10 @@ class StoreImageSource:
         snapshots: SnapshotStore | SnapshotsOnDemand,
         registries: Registries,
         *,
+        lazy: LazyLayers | LazyLayersOnDemand,
         cancel: threading.Event,
     ) -> None:
+        self._lazy = lazy
         self._store = store
         self._snapshots = snapshots
         self._registries = registries
@@ -76,6 +79,15 @@ class StoreImageSource:
         """Have every layer's bytes in the store, ready to be stacked."""
         if self._snapshots.has(image.config.diff_ids):
             return
+        if self._store.layers.available(image.config.diff_ids):
+            stack = image.config.diff_ids
+            missing = {
+                diff_id: stack[: position + 1]
+                for position, diff_id in enumerate(stack)
+                if not self._snapshots.has((diff_id,))
+            }
+            if not self._lazy.bring(missing, unpack=True):
+                return
         from .layer_sink import LayerReceiver
 
         receiver = LayerReceiver(self._store, self._snapshots)
@@ -86,6 +98,21 @@ class StoreImageSource:
         else:
             self._pull(image, receiver, on_progress)
         receiver.adopt(image.config.diff_ids, image.layers)
+
+    def know_layers(self, image: ResolvedImage) -> None:
+        """See ImageSource. What lies in a directory, or behind URLs of its own, is brought."""
+        if self._store.layers.available(image.config.diff_ids):
+            return
+        if image.reference.startswith(_LAYOUT) or any(layer.urls for layer in image.layers):
+            self.ensure_layers(image, on_progress=lambda layer, current, total: None)
+            return
+        from pybuild.layers.remote_layers import Origin, RemoteLayer
+
+        parsed = Reference.parse(image.reference)
+        self._store.remote_layers.learn(
+            [RemoteLayer(*pair) for pair in zip(image.config.diff_ids, image.layers, strict=True)],
+            Origin(parsed.host, parsed.repository),
+        )
 
     # --- finding -----------------------------------------------------------------------------------------------------
 

@@ -1,4 +1,4 @@
-"""The executor and the snapshots of an engine, made when a build first uses them: one that finds every step in its cache doesn't, and then
+"""The executor, the snapshots and the lazy layers of an engine, made when a build first uses them: one that finds every step in its cache doesn't, and then
 imports neither sandbox nor layer machinery.
 
 Delegates; decides nothing.
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from pybuild.layers.views import FileView
 
     from .executor import NamespaceExecutor
+    from .lazy_layers import LazyBlobs, LazyLayers
 
 
 class ExecutorOnDemand:
@@ -36,6 +37,35 @@ class ExecutorOnDemand:
     def run(self, spec: ProcessSpec, *, on_output: Callable[[int, bytes], None], cancel: threading.Event) -> ExitStatus:
         """See Executor."""
         return self._get().run(spec, on_output=on_output, cancel=cancel)
+
+
+class LazyLayersOnDemand:
+    """Satisfies the builder's ``DistantLayers``; see ``LazyLayers``."""
+
+    def __init__(self, get: Callable[[], LazyLayers]) -> None:
+        self._get = get
+        self._guard = threading.Lock()
+        self._made: LazyLayers | None = None
+
+    @property
+    def _layers(self) -> LazyLayers:
+        with self._guard:
+            if self._made is None:
+                self._made = self._get()
+            return self._made
+
+    def bring(self, layers: Mapping[Digest, tuple[Digest, ...]], *, unpack: bool) -> frozenset[Digest]:
+        """See DistantLayers."""
+        return self._layers.bring(layers, unpack=unpack)
+
+    def need(self, stack: Sequence[Digest]) -> None:
+        """See LazyLayers."""
+        self._layers.need(stack)
+
+    @property
+    def blobs(self) -> LazyBlobs:
+        """See LazyLayers."""
+        return self._layers.blobs
 
 
 class SnapshotsOnDemand:

@@ -60,6 +60,10 @@ class PolicedImages:
         """See ImageSource."""
         self._inner.ensure_layers(image, on_progress=on_progress)
 
+    def know_layers(self, image: ResolvedImage) -> None:
+        """See ImageSource."""
+        self._inner.know_layers(image)
+
 
 class PolicedRemotes:
     """Remote sources that ask the policy first."""

@@ -1,7 +1,7 @@
 """The build cache's index: finished steps by key. Satisfies ``pybuild.builder.protocols.CacheIndex``.
 
 Owns the tables ``cache_record``, ``cache_alias`` and ``cache_evicted``. Knows nothing of how keys come about, and
-never touches layers but to see that they are there.
+never touches layers but to see that they can be had.
 """
 
 from __future__ import annotations
@@ -46,9 +46,9 @@ class CacheIndex:
         self._digests: dict[str, Digest] = {}
 
     def get(self, key: str) -> CacheRecord | None:
-        """The record of ``key``, or of the key it is an alias of, if the bytes of all its layers are in the store; marks it used."""
+        """The record of ``key``, or of the key it is an alias of, if all its layers are in the store or can be fetched; marks it used."""
         record = self.peek(key)
-        if record is None or not self._layers.present(record.layers):
+        if record is None or not self._layers.available(record.layers):
             return None
         with self._guard:
             self._used[record.key] = (self._clock(), self._used.get(record.key, (0.0, 0))[1] + 1)

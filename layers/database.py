@@ -4,6 +4,7 @@ Owns the schema below and the connections. Knows nothing of what the rows mean: 
 
     image, image_platform, tag      images.py        what has a name or an image ID
     layer, layer_blob               layer_index.py   which layers exist, and which blobs hold their bytes
+    remote_layer, blob_origin       remote_layers.py layers known to be in registries, and where blobs were seen
     cache_record, cache_alias,      cache_index.py   finished steps by key, and which of them gc took
     cache_evicted
     file_digest                     stat_index.py    digests of files by their stat
@@ -22,7 +23,7 @@ import os
 import threading
 import weakref
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -38,6 +39,8 @@ Value: TypeAlias = str | bytes | int | float | None
 Row: TypeAlias = tuple[Any, ...]  # Any: a column's type is known to the module that owns the table
 
 _BUSY_SECONDS = 60.0
+# Of a connection, and there is one for each thread; the kernel caches the file for all of them.
+_CACHE_KIB = 512
 
 # Position n brings user_version n to n + 1. A released migration never changes.
 _MIGRATIONS = (
@@ -100,6 +103,18 @@ _MIGRATIONS = (
         kind TEXT NOT NULL, key TEXT NOT NULL, value TEXT NOT NULL, blobs TEXT NOT NULL,
         created REAL NOT NULL, last_used REAL NOT NULL, uses INTEGER NOT NULL,
         PRIMARY KEY (kind, key)
+    ) WITHOUT ROWID;
+    """,
+    """
+    CREATE TABLE remote_layer (
+        diff_id TEXT NOT NULL, digest TEXT NOT NULL, size INTEGER NOT NULL, media_type TEXT NOT NULL, level INTEGER,
+        layer_size INTEGER, empty INTEGER NOT NULL, created REAL, touched REAL NOT NULL,
+        PRIMARY KEY (diff_id, digest)
+    ) WITHOUT ROWID;
+    CREATE INDEX remote_layer_digest ON remote_layer(digest);
+    CREATE TABLE blob_origin (
+        digest TEXT NOT NULL, host TEXT NOT NULL, repository TEXT NOT NULL, seen REAL NOT NULL,
+        PRIMARY KEY (digest, host, repository)
     ) WITHOUT ROWID;
     """,
 )
@@ -244,6 +259,18 @@ class Database:
             self.connection.execute("VACUUM")
             self.connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
 
+    def shrink(self) -> None:
+        """Give back what the connections of all threads remember of the file's pages."""
+        import sqlite3
+
+        with self._guard:
+            sessions = list(self._sessions)
+        for session in sessions:
+            # SQLite serializes: a connection may be busy in its thread, or be closed meanwhile.
+            if session.pid == os.getpid():
+                with suppress(sqlite3.Error):
+                    session.connection.execute("PRAGMA shrink_memory")
+
     def close(self) -> None:
         """Close every thread's connection; the next use opens anew."""
         with self._guard:
@@ -283,6 +310,7 @@ class Database:
                 raise StoreTooNew(self.path.parent)
             connection.execute("PRAGMA synchronous=NORMAL")
             connection.execute("PRAGMA foreign_keys=ON")
+            connection.execute(f"PRAGMA cache_size=-{_CACHE_KIB}")
         except BaseException:
             connection.close()
             raise

@@ -240,10 +240,18 @@ class Collector:
             connection.executemany("DELETE FROM cache_mount WHERE directory = ?", [(name,) for name in mounts])
             connection.executemany("DELETE FROM layer WHERE diff_id = ?", [(diff_id,) for diff_id in plan.dead_layers])
             connection.executemany(
+                "DELETE FROM remote_layer WHERE diff_id = ?", [(diff_id,) for diff_id in plan.dead_layers]
+            )
+            connection.executemany(
                 "DELETE FROM layer_blob WHERE digest = ?",
                 [(text,) for (text,) in connection.execute("SELECT DISTINCT digest FROM layer_blob").fetchall()
                  if Digest.parse(text) not in survey.blobs or Digest.parse(text) in plan.dead_blobs],
             )  # fmt: skip
+            connection.execute(
+                "DELETE FROM blob_origin WHERE seen < ? AND digest NOT IN (SELECT digest FROM layer_blob)"
+                " AND digest NOT IN (SELECT digest FROM remote_layer)",
+                (now if survey.horizon is None else survey.horizon,),
+            )
             connection.executemany(
                 "DELETE FROM fact WHERE kind = ? AND key = ?", [(fact.kind, fact.key) for fact in plan.dead_facts]
             )

@@ -3,7 +3,8 @@
 Owns the tables ``image``, ``image_platform`` and ``tag``. Never parses or completes references (names come in the canonical form, like
 ``docker.io/library/alpine:3.20`` or ``…@sha256:…``), and never deletes blobs: those go with gc.
 
-An image's layers may be held in another form than its manifest says: only the manifest and the configuration must be there as they are.
+An image's layers may be held in another form than its manifest says, or only be known to lie in a registry: the manifest and the
+configuration must be there as they are.
 A manifest is kept as it came; what an index lists but the store doesn't hold is not offered.
 """
 
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
 
 MANIFEST_LIMIT_BYTES = 16 << 20
 _DEPTH = 4
+# Of layers that are known and not here.
+_SIZES = "SELECT diff_id, max(layer_size) AS size FROM remote_layer WHERE layer_size IS NOT NULL GROUP BY diff_id"
 _HEX_PREFIX = pattern(r"[0-9a-f]{1,64}\Z")
 
 
@@ -212,7 +215,7 @@ class Images:
                 f"the manifest lists {len(manifest.layers)} layers, its configuration {len(config.diff_ids)}"
             )
         for diff_id, layer in zip(config.diff_ids, manifest.layers, strict=True):
-            if not self._blobs.touch(layer.digest) and not self._layers.present((diff_id,)):
+            if not self._blobs.touch(layer.digest) and not self._layers.available((diff_id,)):
                 raise LayerMissing(layer)
         pairs = zip(config.diff_ids, manifest.layers, strict=True)
         layers = tuple(StoredLayer(diff_id, layer, layer.size) for diff_id, layer in pairs)
@@ -428,10 +431,13 @@ class Images:
 
     def _layer_sizes(self, part_rows: Sequence[Row], *, narrow: bool) -> dict[str, int]:
         if not narrow:
-            return {row[0]: row[1] for row in self._database.query("SELECT diff_id, size FROM layer")}
+            return dict(self._database.query(f"{_SIZES} UNION ALL SELECT diff_id, size FROM layer"))
         sizes: dict[str, int] = {}
         for diff_id in {layer[0] for row in part_rows for layer in json.loads(row[8])}:
-            found = self._database.row("SELECT size FROM layer WHERE diff_id = ?", (diff_id,))
+            found = self._database.row(
+                f"SELECT size FROM layer WHERE diff_id = ?1 UNION ALL SELECT size FROM ({_SIZES}) WHERE diff_id = ?1",
+                (diff_id,),
+            )
             if found is not None:
                 sizes[diff_id] = found[0]
         return sizes

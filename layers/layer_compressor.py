@@ -96,6 +96,13 @@ class LayerCompressor:
                 list(pool.map(lambda diff_id: self.blob_for(diff_id, compression, level=level, force=force), missing))
         return [self.blob_for(diff_id, compression, level=level, force=force) for diff_id in diff_ids]
 
+    def needs_bytes(
+        self, diff_id: Digest, compression: Compression, *, level: int | None = None, force: bool = False
+    ) -> bool:
+        """True if ``blob_for`` would have to make the blob: of no use is what is only known to be elsewhere, then."""
+        wanted = _effective(compression, level)
+        return self._existing(diff_id, compression, wanted, any_level=level is None, force=force) is None
+
     def _size(self, diff_id: Digest) -> int:
         layer = self._index.get(diff_id)
         return 0 if layer is None else layer.size
@@ -103,7 +110,7 @@ class LayerCompressor:
     def _existing(
         self, diff_id: Digest, compression: Compression, level: int, *, any_level: bool, force: bool
     ) -> LayerBlob | None:
-        blobs = self._index.blobs(diff_id)
+        blobs = self._index.usable_blobs(diff_id)
         if compression is Compression.UNCOMPRESSED:
             found = next((blob for blob in blobs if blob.digest == diff_id), None)
             if found is not None:

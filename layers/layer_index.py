@@ -17,6 +17,7 @@ from .descriptor import OCI_LAYER, Descriptor
 from .digest import Digest
 from .entries import Layer
 from .leases import Leases
+from .remote_layers import RemoteLayers
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +46,17 @@ class LayerNotFound(PybuildError):
 class LayerIndex:
     """The layers of one store. Every method may be called from any thread and process."""
 
-    def __init__(self, database: Database, blobs: BlobStore, *, leases: Leases, clock: Callable[[], float]) -> None:
+    def __init__(
+        self,
+        database: Database,
+        blobs: BlobStore,
+        *,
+        leases: Leases,
+        clock: Callable[[], float],
+        remote: RemoteLayers | None = None,
+    ) -> None:
+        """``remote``: what is known of layers that are not here."""
+        self.remote = remote or RemoteLayers(database, leases=leases, clock=clock)
         self._database = database
         self._blobs = blobs
         self._leases = leases
@@ -118,7 +129,12 @@ class LayerIndex:
         known = {
             row[0]: float(row[1])
             for diff_id in dict.fromkeys(stack)
-            for row in self._database.query("SELECT diff_id, created FROM layer WHERE diff_id = ?", (str(diff_id),))
+            for row in self._database.query(
+                "SELECT diff_id, created FROM layer WHERE diff_id = ?1 UNION ALL"
+                " SELECT diff_id, min(created) FROM remote_layer WHERE diff_id = ?1 AND created IS NOT NULL"
+                " AND NOT EXISTS (SELECT 1 FROM layer WHERE diff_id = ?1) GROUP BY diff_id",
+                (str(diff_id),),
+            )
         }
         return tuple(known.get(str(diff_id), now) for diff_id in stack)
 
@@ -136,6 +152,19 @@ class LayerIndex:
         )
         with self._leases.shared():
             return tuple(blob for blob in map(_blob, rows) if self._blobs.touch(blob.digest))
+
+    def usable_blobs(self, diff_id: Digest) -> tuple[LayerBlob, ...]:
+        """``blobs``, or if there are none those that can be fetched."""
+        return self.blobs(diff_id) or tuple(
+            LayerBlob(
+                known.blob.digest,
+                known.blob.size,
+                known.blob.media_type,
+                _compression(known.blob.media_type),
+                known.level,
+            )
+            for known in self.remote.of(diff_id)
+        )
 
     def diff_id_of(self, digest: Digest) -> Digest | None:
         """The layer whose bytes a blob holds: a pull of a blob that is known needs no decompression. None if unknown."""
@@ -161,6 +190,20 @@ class LayerIndex:
                     return False
                 known.add(diff_id)
         return True
+
+    def available(self, stack: Sequence[Digest]) -> bool:
+        """True if every layer's bytes are in the store, or can be fetched as far as is known; what there is of them is then kept for the
+        running lease."""
+        if self.present(stack):
+            return True
+        missing = [diff_id for diff_id in dict.fromkeys(stack) if not self.present((diff_id,))]
+        return self.remote.knows(missing)
+
+
+def _compression(media_type: str) -> str:
+    from .compression import Compression
+
+    return Compression.of_media_type(media_type).value
 
 
 def _blob(row: Row) -> LayerBlob:

@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from .images import Images
     from .kept_sources import KeptSources
     from .layer_index import LayerIndex
+    from .remote_layers import RemoteLayers
     from .stat_index import StatIndex
 
 FORMAT = 1
@@ -80,6 +81,10 @@ class Store:
         from .layer_index import LayerIndex
 
         return LayerIndex(self.database, self.blobs, leases=self.leases, clock=self.clock)
+
+    @property
+    def remote_layers(self) -> RemoteLayers:
+        return self.layers.remote
 
     @cached_property
     def images(self) -> Images:

@@ -106,6 +106,9 @@ def _survey(store: Store, horizon: float | None, sizes: Mapping[Path, int]) -> S
         digest = Digest.parse(text)
         if digest in blobs:
             layers[diff_id].blobs[digest] = blobs[digest][0]
+    remote: dict[str, float] = dict(store.database.query("SELECT diff_id, max(touched) FROM remote_layer GROUP BY diff_id"))
+    for diff_id in remote:
+        layers.setdefault(diff_id, LayerRow(diff_id))
     records = [
         RecordRow(row[0], tuple(row[1].split()), *row[2:])
         for row in store.database.query("SELECT key, layers, own, recipe, created, last_used, uses FROM cache_record")
@@ -120,6 +123,7 @@ def _survey(store: Store, horizon: float | None, sizes: Mapping[Path, int]) -> S
         if digest in blobs:
             row.blobs[digest] = blobs[digest][0]
         row.touched = max((blobs[digest][1] for digest in row.blobs), default=0.0)
+        row.touched = max(row.touched, remote.get(row.diff_id, 0.0))
     _find_unpacked(images, records, layers, unpacked)
     facts = [(fact, _closure(store, fact.blobs)) for fact in store.facts.list()]
     mounts: list[tuple[CacheMountRecord, int, bool]] = []

@@ -252,6 +252,7 @@ class MemoryImages:
         self._unpulled: dict[Digest, tuple[LayerEntry, ...]] = {}
         self.images: dict[str, ResolvedImage] = {}
         self.pulled: list[str] = []
+        self.known: list[str] = []
 
     def add(self, reference: str, tree: Tree, *, pulled: bool = True) -> ResolvedImage:
         diff_id = self._snapshots.add(tree)
@@ -272,6 +273,9 @@ class MemoryImages:
             on_progress(str(diff_id), 1, 1)
             if diff_id in self._unpulled:
                 self._snapshots.layers[diff_id] = self._unpulled.pop(diff_id)
+
+    def know_layers(self, image: ResolvedImage) -> None:
+        self.known.append(image.reference)
 
 
 class Events:

@@ -104,6 +104,9 @@ class Machine:
     def ensure_layers(self, image: ResolvedImage, *, on_progress: Callable[[str, int, int], None]) -> None:
         return None
 
+    def know_layers(self, image: ResolvedImage) -> None:
+        return None
+
     def solve(
         self, *targets: Vertex, ignore: Sequence[str] = (), cancel: threading.Event | None = None, **options: object
     ) -> list[tuple[Digest, ...]]:

@@ -39,6 +39,7 @@ class Shelf:
         self.lost: set[Digest] = set()
         self.asked: list[tuple[str, ...]] = []
         self.brought: list[Digest] = []
+        self.lazy = True
         self.here: MemorySnapshots | None = None
 
     keeps = True
@@ -47,7 +48,10 @@ class Shelf:
         self.asked.append(tuple(keys))
         return {key: self.steps[key] for key in keys if key in self.steps}
 
-    def bring(self, layers: Sequence[Digest], *, unpack: bool) -> frozenset[Digest]:
+    def know(self, layers: Sequence[Digest]) -> frozenset[Digest]:
+        return frozenset(layers) if self.lazy is False else frozenset()
+
+    def bring(self, layers: Mapping[Digest, tuple[Digest, ...]], *, unpack: bool) -> frozenset[Digest]:
         assert self.here is not None
         for diff_id in layers:
             if diff_id in self.layers and diff_id not in self.lost:
@@ -88,7 +92,7 @@ class Machine:
             resolved=(self.base,),
             remote_cache=self.shelf,
         ) as solver:
-            results = solver.solve(targets, files=files)
+            results = solver.solve(targets, files=targets if files else ())
         if files:
             assert all(self.snapshots.has(result.stack) for result in results.values())
         self.shelf.layers.update(self.snapshots.layers)
