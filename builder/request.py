@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from pybuild.layers.views import FileView
 
     from .lower import LoweredImage, LowerOptions
+    from .protocols import Secrets
     from .source_policy import SourcePolicy
 
 
@@ -59,7 +60,8 @@ class BuildRequest:
     ``annotations``: ``--annotation`` parsed by level; ``provenance``/``sbom``: attribute maps, None when off;
     ``definition``: what to build instead of a Dockerfile (then ``context`` only names it); ``vcs``: what the client knows of the context's version control (``source``, ``revision``, …); ``metadata_provenance``: ``min`` or ``max``
     puts the provenance into the result's metadata, ``""`` doesn't; ``hide_ignored_definition``: as docker's daemon does with an archive, the Dockerfile and the ignore file are not part of the context if
-    the ignore file excludes them; ``call``: ``build``, ``check``, ``outline`` or ``targets``.
+    the ignore file excludes them; ``secret_values``, ``agents``: more secrets, and sockets of ssh agents, that are only known one
+    by one, when a step asks for them; ``call``: ``build``, ``check``, ``outline`` or ``targets``.
     """
 
     context: str
@@ -104,6 +106,8 @@ class BuildRequest:
     vcs: Mapping[str, str] = field(default_factory=dict)
     metadata_provenance: str = ""
     definition: GraphDefinition | None = None
+    secret_values: Secrets | None = None
+    agents: Mapping[str, str] | None = None
 
     def several_platforms(self) -> bool:
         """Whether the result is one image for each of several platforms: an index, even of one with the build argument

@@ -19,6 +19,7 @@ from .api_errors import ApiError
 
 if TYPE_CHECKING:
     from .api_server import Daemon, Router
+    from .buildkit_api.builds import Builds
     from .buildkit_api.messages import session_pb2
     from .buildkit_api.rpc import ServerCall
     from .buildkit_api.serving import Server
@@ -42,14 +43,23 @@ class Buildkit:
         return Sessions()
 
     @cached_property
+    def builds(self) -> Builds:
+        """The builds of its clients."""
+        from .buildkit_api.builds import Builds
+
+        return Builds(self._daemon, self.sessions)
+
+    @cached_property
     def server(self) -> Server:
         """The services, for any number of connections."""
+        from .buildkit_api.control import register
         from .buildkit_api.messages import session_pb2
         from .buildkit_api.rpc import Services
         from .buildkit_api.serving import Server
 
         services = Services()
         services.stream("/moby.buildkit.v1.Control/Session", session_pb2.BytesMessage, self._session_in_a_call)
+        register(services, daemon=self._daemon, builds=self.builds)
         return Server(services)
 
     async def _session_in_a_call(self, call: ServerCall[session_pb2.BytesMessage, session_pb2.BytesMessage]) -> None:

@@ -83,6 +83,10 @@ class SessionSecrets(Mapping[str, bytes]):
     def __len__(self) -> int:
         return sum(value is not None for value in self._known.values())
 
+    def __bool__(self) -> bool:
+        # That none has been asked for yet doesn't mean that there are none.
+        return True
+
 
 class SessionAgents(Mapping[str, str]):
     """The client's agents by id, each as a unix socket in ``directory`` (closed to others), made when it is first asked for. ``close`` ends all."""
@@ -111,6 +115,10 @@ class SessionAgents(Mapping[str, str]):
 
     def __len__(self) -> int:
         return sum(path is not None for path in self._known.values())
+
+    def __bool__(self) -> bool:
+        # That none has been asked for yet doesn't mean that there are none.
+        return True
 
     def close(self) -> None:
         """Stop listening, end what is connected, remove the sockets."""

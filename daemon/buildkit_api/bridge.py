@@ -1,0 +1,157 @@
+"""moby.buildkit.v1.frontend.LLBBridge: what clients ask in the middle of a build that they drive by themselves. Only the Dockerfile frontend is there
+to be asked; graphs of their own and containers are refused.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, Final
+
+from pybuild.errors import PybuildError
+
+from .attributes import cache_text, missing_capabilities, require_frontend, subrequest_of
+from .build_errors import rpc_error, unsupported_capability
+from .build_jobs import BuildJob, Wanted, operations
+from .capabilities import FRONTEND_CAPS, LLB_CAPS, capabilities, worker
+from .messages import gateway_pb2
+from .rpc import Code, RpcError
+
+if TYPE_CHECKING:
+    from ..api_server import Daemon
+    from .builds import Builds
+    from .rpc import ServerCall, Services
+
+_SERVICE: Final = "/moby.buildkit.v1.frontend.LLBBridge/"
+_BUILD_ID: Final = "buildkit-controlapi-buildid"
+_READ_LIMIT: Final = 16 << 20
+
+Call = Any  # Any: a ServerCall of the method's messages
+
+
+class Bridge:
+    """The service of one daemon."""
+
+    def __init__(self, daemon: Daemon, builds: Builds) -> None:
+        self._daemon = daemon
+        self._builds = builds
+
+    def register(self, services: Services) -> None:
+        unary = services.unary
+        unary(_SERVICE + "Ping", gateway_pb2.PingRequest, self.ping)
+        unary(_SERVICE + "Solve", gateway_pb2.SolveRequest, self.solve)
+        unary(_SERVICE + "Evaluate", gateway_pb2.EvaluateRequest, self.evaluate)
+        unary(_SERVICE + "Return", gateway_pb2.ReturnRequest, self.finish)
+        unary(_SERVICE + "Inputs", gateway_pb2.InputsRequest, self.inputs)
+        unary(_SERVICE + "ReadFile", gateway_pb2.ReadFileRequest, self.read_file)
+        unary(_SERVICE + "StatFile", gateway_pb2.StatFileRequest, self.stat_file)
+        unary(_SERVICE + "ReadDir", gateway_pb2.ReadDirRequest, self.read_dir)
+        unary(_SERVICE + "Warn", gateway_pb2.WarnRequest, self.warn)
+
+    async def ping(self, request: gateway_pb2.PingRequest, call: Call) -> gateway_pb2.PongResponse:
+        await self._job(call)
+        return gateway_pb2.PongResponse(
+            frontend_api_caps=capabilities(FRONTEND_CAPS),
+            llb_caps=capabilities(LLB_CAPS),
+            workers=[worker(self._daemon)],
+        )
+
+    async def solve(self, request: gateway_pb2.SolveRequest, call: Call) -> gateway_pb2.SolveResponse:
+        job = await self._job(call)
+        try:
+            if not request.frontend and getattr(request.definition, "def"):
+                wanted = job.want({}, download=_download(request))
+                return _result(job, wanted)
+            require_frontend(request.frontend, request.frontend_opt)
+            for name in missing_capabilities(request.frontend_opt):
+                raise unsupported_capability(name)
+            wanted = job.want(
+                request.frontend_opt,
+                cache_from=tuple(cache_text(each.type, each.attrs) for each in request.cache_imports),
+                inputs=request.frontend_inputs,
+            )
+        except PybuildError as error:
+            raise rpc_error(error, None) from error
+        question = subrequest_of(request.frontend_opt)
+        if question is not None:
+            answer = await self._builds.answer(job, question.name, wanted)
+            return gateway_pb2.SolveResponse(result=gateway_pb2.Result(metadata=answer))
+        if request.evaluate:
+            await self._builds.layout(job, wanted)
+        return _result(job, wanted)
+
+    async def evaluate(self, request: gateway_pb2.EvaluateRequest, call: Call) -> gateway_pb2.EvaluateResponse:
+        job = await self._job(call)
+        await self._builds.layout(job, job.find(request.ref))
+        return gateway_pb2.EvaluateResponse()
+
+    async def finish(self, request: gateway_pb2.ReturnRequest, call: Call) -> gateway_pb2.ReturnResponse:
+        job = await self._job(call)
+        if not job.returned.done():
+            job.returned.set_result(request)
+        return gateway_pb2.ReturnResponse()
+
+    async def inputs(self, request: gateway_pb2.InputsRequest, call: Call) -> gateway_pb2.InputsResponse:
+        job = await self._job(call)
+        return gateway_pb2.InputsResponse(definitions=job.request.frontend_inputs)
+
+    async def read_file(self, request: gateway_pb2.ReadFileRequest, call: Call) -> gateway_pb2.ReadFileResponse:
+        job = await self._job(call)
+        wanted = job.find(request.ref)
+        if not wanted.download:
+            raise _no_files()
+        data = await self._builds.download(job, wanted)
+        if request.HasField("range"):
+            data = data[request.range.offset :][: request.range.length or None]
+        if len(data) > _READ_LIMIT:
+            raise RpcError(Code.RESOURCE_EXHAUSTED, f"the file is larger than {_READ_LIMIT >> 20} MiB")
+        return gateway_pb2.ReadFileResponse(data=data)
+
+    async def stat_file(self, request: gateway_pb2.StatFileRequest, call: Call) -> gateway_pb2.StatFileResponse:
+        job = await self._job(call)
+        wanted = job.find(request.ref)
+        if request.path.strip("/") not in ("", ".") or wanted.download:
+            raise _no_files()
+        # How older clients have a result made: they ask for its root.
+        await self._builds.layout(job, wanted)
+        response = gateway_pb2.StatFileResponse()
+        response.stat.path, response.stat.mode = "/", _GO_DIRECTORY | 0o755
+        return response
+
+    async def read_dir(self, request: gateway_pb2.ReadDirRequest, call: Call) -> gateway_pb2.ReadDirResponse:
+        raise _no_files()
+
+    async def warn(self, request: gateway_pb2.WarnRequest, call: Call) -> gateway_pb2.WarnResponse:
+        return gateway_pb2.WarnResponse()
+
+    async def _job(self, call: ServerCall[Any, Any]) -> BuildJob:  # Any: of every method's messages
+        ref = call.metadata.first(_BUILD_ID)
+        if not ref:
+            raise RpcError(Code.INVALID_ARGUMENT, "the call names no build")
+        return await self._builds.jobs.get(ref)
+
+
+_GO_DIRECTORY: Final = 1 << 31
+"""Go's fs.ModeDir."""
+
+
+def _result(job: BuildJob, wanted: Wanted) -> gateway_pb2.SolveResponse:
+    ref = gateway_pb2.Ref(id=wanted.id, **_definition(job.definition(wanted)))
+    return gateway_pb2.SolveResponse(result=gateway_pb2.Result(ref=ref))
+
+
+def _definition(value: Any) -> Mapping[str, Any]:  # Any: a message; ``def`` is a keyword
+    return {"def": value}
+
+
+def _download(request: gateway_pb2.SolveRequest) -> str:
+    """The URL of a graph that is a single download: how clients have a Dockerfile fetched. Raises PybuildError for every other graph."""
+    sources = [each.source.identifier for each in operations(request.definition) if each.source.identifier]
+    others = [each for each in operations(request.definition) if not each.source.identifier]
+    if len(sources) == 1 and len(others) == 1 and sources[0].startswith(("http://", "https://")):
+        return sources[0]
+    require_frontend("", {})
+    raise AssertionError("refused above")
+
+
+def _no_files() -> RpcError:
+    return RpcError(Code.UNIMPLEMENTED, "files of a result can't be read while it is built")

@@ -1,0 +1,162 @@
+"""What a build reads of its client: the Dockerfile, the context, named contexts, an archive from its standard input. Brings them into trees of ours.
+
+Owns which paths are asked for. How they come is ``session_files.py``'s and its neighbours'.
+"""
+
+from __future__ import annotations
+
+import posixpath
+from collections.abc import Sequence
+from contextlib import AsyncExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from pybuild.values import dataclass, replace
+
+from ..kept_contexts import kept_context
+from .session_content import Content
+from .session_files import FileSync
+from .session_services import Upload
+
+if TYPE_CHECKING:
+    from pybuild.builder.request import BuildRequest
+
+    from .attributes import LayoutSource, Sources
+    from .sessions import Session, Sessions
+
+_IGNORE: Final = ".dockerignore"
+_DEFAULT: Final = "Dockerfile"
+
+
+@dataclass(slots=True)
+class ClientContexts:
+    """Brings the contexts of one build. ``remotes``: the store's place for trees that are kept; ``scratch``: a directory of this build."""
+
+    sessions: Sessions
+    session: Session
+    sources: Sources
+    remotes: Path
+    scratch: Path
+
+    async def bring(self, request: BuildRequest, stack: AsyncExitStack, *, files: bool = True) -> BuildRequest:
+        """``request`` with paths of this machine; the trees are held until ``stack`` ends. ``files``: False for who reads nothing but the Dockerfile.
+        Raises RpcError, PybuildError, OSError."""
+        sources = self.sources
+        dockerfile: str | None = sources.filename or None
+        directory: Path | None = None
+        if sources.dockerfile:
+            name = sources.filename or _DEFAULT
+            names = [name, f"{name}.dockerignore"]
+            if posixpath.basename(name) == _DEFAULT:
+                names.append(posixpath.join(posixpath.dirname(name), _DEFAULT.lower()))
+            directory = await self._tree(stack, sources.dockerfile, follow=names)
+            dockerfile = str(directory / _inside(name))
+        if sources.remote:
+            request = replace(request, context=sources.remote, dockerfile=dockerfile)
+        elif sources.upload:
+            archive = await self._archive(sources.upload)
+            request = replace(
+                request, context="-", dockerfile=dockerfile, stdin=stack.enter_context(archive.open("rb"))
+            )
+        else:
+            assert dockerfile is not None  # attributes.py: only the two above do without
+            root = await self._local(stack, sources.context, own=Path(f"{dockerfile}.dockerignore"), files=files)
+            request = replace(request, context=str(root), dockerfile=dockerfile)
+        if not files:
+            return request
+        named = dict(request.named_contexts)
+        for context, place in sources.directories.items():
+            named[context] = str(await self._local(stack, place, own=None, files=True))
+        for context, layout in sources.layouts.items():
+            named[context] = f"oci-layout://{await self._layout(layout)}@{layout.digest}"
+        return replace(request, named_contexts=named)
+
+    async def _local(self, stack: AsyncExitStack, place: str, *, own: Path | None, files: bool) -> Path:
+        """A directory of the client without what its ignore file excludes, and with that file."""
+        listed = await self._tree(stack, place, follow=[_IGNORE], suffix=_IGNORE)
+        if not files:
+            return listed
+        rules = next((path for path in (own, listed / _IGNORE) if path is not None and path.is_file()), None)
+        exclude = [] if rules is None else _patterns(rules.read_bytes())
+        # Of the transfer nothing is told: the engine tells what it reads of it, as BuildKit does.
+        return await self._tree(stack, place, exclude=[*exclude, f"!{_IGNORE}"] if exclude else [], suffix="files")
+
+    async def _tree(
+        self,
+        stack: AsyncExitStack,
+        name: str,
+        *,
+        exclude: Sequence[str] = (),
+        follow: Sequence[str] = (),
+        suffix: str = "",
+    ) -> Path:
+        """A directory of the client."""
+        session = self.session
+        other = self.sources.sessions.get(name)
+        if other and other != session.id:
+            session = await self.sessions.get(other)
+        # Without a shared key the client doesn't say which directory it is: nothing is compared with an earlier one.
+        client = f"session:{session.shared_key or session.id}"
+        key = self.sources.shared_keys.get(name, "")
+        tree = stack.enter_context(kept_context(self.remotes, client=client, place=f"{name}\0{key}\0{suffix}"))
+        await FileSync(session).receive(name, tree=tree, exclude=exclude, follow=follow)
+        return tree.root
+
+    async def _archive(self, identifier: str) -> Path:
+        path = self.scratch / "context"
+        with path.open("wb") as out:
+            async for data in Upload(self.session).pull("buildkit-session", f"/{identifier}"):
+                out.write(data)
+        return path
+
+    async def _layout(self, layout: LayoutSource) -> Path:
+        """An OCI layout of the client's, as much of it as belongs to the digest."""
+        import json
+
+        from pybuild.layers.digest import Digest
+
+        root = self.scratch / f"layout-{layout.store[:64]}"
+        root.mkdir(exist_ok=True)
+        (root / "oci-layout").write_text('{"imageLayoutVersion":"1.0.0"}', encoding="ascii")
+        content = Content(self.session, f"oci:{layout.store}")
+        top = Digest.parse(layout.digest)
+        waiting, first = [top], ""
+        while waiting:
+            digest = waiting.pop()
+            path = root / "blobs" / digest.algorithm / digest.hex
+            if path.exists():
+                continue
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with path.open("wb") as out:
+                async for data in content.read(digest):
+                    out.write(data)
+            if path.stat().st_size > 4 << 20:
+                continue
+            try:
+                value = json.loads(path.read_bytes())
+                first = first or str(value.get("mediaType", ""))
+                below = [*value.get("manifests", []), *value.get("layers", []), value.get("config")]
+                waiting += [
+                    Digest.parse(item["digest"]) for item in below if isinstance(item, dict) and "digest" in item
+                ]
+            except (ValueError, AttributeError, TypeError, UnicodeDecodeError):
+                continue  # a layer
+        descriptor = {
+            "mediaType": first or "application/vnd.oci.image.manifest.v1+json",
+            "digest": layout.digest,
+            "size": (root / "blobs" / top.algorithm / top.hex).stat().st_size,
+        }
+        (root / "index.json").write_text(json.dumps({"schemaVersion": 2, "manifests": [descriptor]}), encoding="ascii")
+        return root
+
+
+def _inside(name: str) -> str:
+    """A path that the client gave, made one below a tree of ours."""
+    return posixpath.normpath("/" + name).lstrip("/")
+
+
+def _patterns(text: bytes) -> list[str]:
+    """The patterns of an ignore file, as a client's file system takes them."""
+    from pybuild.parser.dockerignore import IgnoreMatcher
+
+    return list(IgnoreMatcher.from_text(text).patterns)
