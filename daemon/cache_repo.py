@@ -95,6 +95,8 @@ class StepRepository:
         self._threads: list[threading.Thread] = []
         self._uploads: dict[Digest, Future[None]] = {}
         self._seen: set[str] = set()
+        self._missing: set[str] = set()
+        self._there: set[Digest] = set()
         self.sent_bytes = 0
         self.sent_steps = 0
 
@@ -114,14 +116,21 @@ class StepRepository:
         """What the repository has of these keys: bundles with one step each."""
         if self._broken or not keys or not self.spec.read:
             return {}
-        if len(keys) == 1:
-            found = {keys[0]: self._ask(_tag(keys[0]))}
+        # A step that asks again, having waited for another process, learns of that from the store; here a build asks once.
+        keys = [key for key in keys if key not in self._missing]
+        if len(keys) <= 1:
+            found = {key: self._ask(_tag(key)) for key in keys}
         else:
             with ThreadPoolExecutor(min(_PARALLEL_QUESTIONS, len(keys)), "cache-repo") as pool:
                 found = dict(zip(keys, pool.map(lambda key: self._ask(_tag(key)), keys)))
         out = {key: bundle for key, bundle in found.items() if bundle is not None and bundle.steps}
         with self._guard:
+            self._missing.update(set(keys) - out.keys())
             self._seen.update(out)
+            # A registry keeps the blobs that a manifest names.
+            self._there.update(
+                layer.blob.digest for one in out.values() for layer in one.layers if layer.blob is not None
+            )
             self._found = self._found or bool(out)
         return out
 
@@ -216,6 +225,8 @@ class StepRepository:
                 self._trouble(error)
 
     def _send(self, job: _Job) -> None:
+        from pybuild.registry_client.failures import UnexpectedStatus
+
         step, record = job.step, job.step.record
         fact = f"{self.spec.ref} {record.key}"
         known = self._store.facts.get(_FACT, fact)
@@ -242,19 +253,34 @@ class StepRepository:
             annotations={STEP_ANNOTATION: text},
             artifact_type=STEP_TYPE,
         ).to_bytes()
-        repository = self._connected()
         tags = [_tag(key) for key in (record.key, *aliases)]
         if step.instruction:
             tags.append(_instruction_tag(step.stage, step.instruction))
-        for tag in tags:
-            repository.put_manifest(tag, manifest, media_type=OCI_MANIFEST)
+        try:
+            self._put(tags, manifest)
+        except UnexpectedStatus:
+            # A registry that has lost blobs of manifests that it still has refuses further ones: they are looked for, and sent again.
+            with self._guard:
+                lost = [layer.blob for layer in layers if layer.blob is not None and layer.blob.digest in self._there]
+                self._there.clear()
+            if not lost:
+                raise
+            for blob in lost:
+                self._upload(blob)
+            self._put(tags, manifest)
         self._store.facts.put(_FACT, fact, value=json.dumps({"digest": str(Digest.of(manifest))}))
         with self._guard:
             self.sent_steps += 1
 
+    def _put(self, tags: Sequence[str], manifest: bytes) -> None:
+        for tag in tags:
+            self._connected().put_manifest(tag, manifest, media_type=OCI_MANIFEST)
+
     def _upload(self, blob: Descriptor) -> None:
         """Send a blob once in this build, whoever asks first; the others wait for it."""
         with self._guard:
+            if blob.digest in self._there:
+                return
             known = self._uploads.get(blob.digest)
             mine = None if known is not None else Future[None]()
             if mine is not None:

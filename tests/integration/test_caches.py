@@ -311,6 +311,32 @@ def test_what_a_store_has_already_is_sent_to_a_new_repository(registry, machine,
     assert (ran(output), second) == ([], first)
 
 
+def test_a_blob_that_a_repository_has_lost_is_sent_again(registry, machine, tmp_path) -> None:  # type: ignore[no-untyped-def]
+    context = tmp_path / "lost"
+    context.mkdir()
+    (context / "data").write_text("data")
+    option = f"--cache-repo={registry}/lost"
+
+    def build(command: str) -> str:
+        (context / "Dockerfile").write_text(f"FROM busybox\nCOPY data /\nRUN {command}\n")
+        return (
+            machine()
+            .run("build", "--progress=plain", option, "-o", f"type=oci,dest={tmp_path}/lost.tar", str(context))
+            .stderr
+        )  # type: ignore[no-any-return]  # conftest's class can't be imported here
+
+    build("cp data one")
+    tags = json.load(urllib.request.urlopen(f"http://{registry}/v2/lost/tags/list"))["tags"]
+    for tag in tags:
+        accept = {"Accept": "application/vnd.oci.image.manifest.v1+json"}
+        request = urllib.request.Request(f"http://{registry}/v2/lost/manifests/{tag}", headers=accept)
+        lowest = json.load(urllib.request.urlopen(request))["layers"][0]["digest"]
+    urllib.request.urlopen(urllib.request.Request(f"http://{registry}/v2/lost/blobs/{lowest}", method="DELETE"))
+    assert "lost" in build("cp data two").partition("found:")[2], "the copy is made again, which is told"
+    output = build("cp data two")
+    assert (ran(output), "warning" in output) == ([], False)
+
+
 # --- trouble ------------------------------------------------------------------------------------------------------------
 
 
