@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Collection, Sequence
-from concurrent.futures import ThreadPoolExecutor, wait
 from enum import Enum
 from typing import Final, TypeVar
 
@@ -85,34 +84,44 @@ def run_all(
     After the first failure the others are told to stop; when all have ended that failure is raised. ``interrupt`` gets the identifiers of
     threads that should stop but may be waiting for the network.
     """
-    if not tasks:
-        return []
+    results: dict[int, T] = {}
     first: list[BaseException] = []
-    threads: set[int] = set()
+    pending = iter(enumerate(tasks))
+    lock = threading.Lock()
 
-    def guarded(task: Callable[[], T]) -> T:
-        threads.add(threading.get_ident())
-        try:
-            stop.check()
-            return task()
-        except BaseException as error:
-            # The list's first entry is the cause: what follows is others being stopped.
-            first.append(error)
-            stop.fail()
-            raise
+    def work() -> None:
+        while True:
+            with lock:
+                number, task = next(pending, (0, None))
+            if task is None:
+                return
+            try:
+                stop.check()
+                results[number] = task()
+            except BaseException as error:
+                # The list's first entry is the cause: what follows is others being stopped.
+                first.append(error)
+                stop.fail()
 
-    with ThreadPoolExecutor(min(parallel, len(tasks)), thread_name_prefix="transfer") as pool:
-        futures = [pool.submit(guarded, task) for task in tasks]
-        try:
-            while wait(futures, timeout=_POLL_SECONDS).not_done:
+    # Not an executor: importing concurrent.futures takes 5 ms, with logging, for one loop.
+    workers = [threading.Thread(target=work, name=f"transfer-{number}") for number in range(min(parallel, len(tasks)))]
+    try:
+        for worker in workers:
+            worker.start()
+        for worker in workers:
+            while worker.is_alive():
+                worker.join(_POLL_SECONDS)
                 if stop.stopped:
-                    interrupt(threads)
-        except BaseException:
-            stop.fail()
-            interrupt(threads)
-            raise
+                    interrupt({each.ident for each in workers if each.ident is not None and each.is_alive()})
+    except BaseException:
+        stop.fail()
+        interrupt({each.ident for each in workers if each.ident is not None and each.is_alive()})
+        for worker in workers:
+            if worker.ident is not None:
+                worker.join()
+        raise
     if stop.cancelled:
         raise Cancelled
     if first:
         raise first[0]
-    return [future.result() for future in futures]
+    return [results[number] for number in range(len(tasks))]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 
@@ -22,6 +23,10 @@ def main(argv: list[str] | None = None) -> int:
 def program() -> None:
     """Run as a program: the process ends here, without taking the interpreter apart, which would cost more than a cached build's steps."""
     _speak_utf8()
+    # What is imported stays, and little of what a command makes is a cycle: looking for garbage is a twentieth of a short command.
+    gc.set_threshold(50_000, 10, 10)
+    # Trees are walked recursively, with up to three frames a level; a path has up to 2,047 names (PATH_MAX, linux/limits.h).
+    sys.setrecursionlimit(8000)
     status = main()
     try:
         sys.stdout.flush()
