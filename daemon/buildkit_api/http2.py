@@ -35,7 +35,7 @@ from .rpc import Metadata
 PREFACE: Final = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 """RFC 9113, section 3.4: how a client's connection begins."""
 
-_STREAM_WINDOW_BYTES: Final = 1 << 20
+_STREAM_WINDOW_BYTES: Final = 4 << 20
 _CONNECTION_WINDOW_BYTES: Final = 16 << 20
 """What a peer may send that nobody has read: the bound of what is held for it."""
 

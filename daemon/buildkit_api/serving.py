@@ -7,6 +7,7 @@ import base64
 import logging
 import re
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any, Final
 from urllib.parse import quote
 
@@ -49,6 +50,11 @@ class _Call:
             self._begun = True
             self._stream.send_headers([(":status", "200"), ("content-type", "application/grpc")])
 
+    @property
+    def has_failed(self) -> bool:
+        """Whether the caller can't be told anything any more."""
+        return self._stream.failure is not None
+
     def finish(self, error: RpcError | None) -> None:
         """Send the status. Raises StreamFailed."""
         headers = [] if self._begun else [(":status", "200"), ("content-type", "application/grpc")]
@@ -74,7 +80,8 @@ class Server:
     def __init__(self, services: Services) -> None:
         self._services = services
         self._connections: set[Http2Connection] = set()
-        self._calls: set[asyncio.Task[None]] = set()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._calls: set[_Call] = set()
         services.unary("/grpc.health.v1.Health/Check", health_pb2.HealthCheckRequest, self._health)
 
     def connection(self) -> Http2Connection:
@@ -85,7 +92,12 @@ class Server:
         return made
 
     def close(self) -> None:
-        """End every connection; their calls are cancelled."""
+        """End every connection; their calls are cancelled, and the callers told why."""
+        for call in list(self._calls):
+            with suppress(StreamFailed):
+                call.finish(RpcError(Code.UNAVAILABLE, "the daemon is stopping"))
+        for task in list(self._tasks):
+            task.cancel()
         for connection in self._connections:
             connection.close()
 
@@ -101,8 +113,8 @@ class Server:
 
     def _accept(self, stream: Http2Stream) -> None:
         task = asyncio.get_running_loop().create_task(self._serve(stream))
-        self._calls.add(task)
-        task.add_done_callback(self._calls.discard)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
         stream.on_failure = _canceller(task)
 
     async def _serve(self, stream: Http2Stream) -> None:
@@ -115,7 +127,11 @@ class Server:
             path = headers.first(":path")
             method = self._services.methods.get(path)
             call = _Call(stream, path, headers, None if method is None else method.request)
-            call.finish(await self._outcome(call, method, _timeout(headers)))
+            self._calls.add(call)
+            try:
+                call.finish(await self._outcome(call, method, _timeout(headers)))
+            finally:
+                self._calls.discard(call)
         except StreamFailed:  # nobody is left to be told
             return
         finally:
@@ -133,8 +149,11 @@ class Server:
             return error
         except TimeoutError:
             return RpcError(Code.DEADLINE_EXCEEDED, "context deadline exceeded")
-        except StreamFailed:
-            raise
+        except StreamFailed as error:
+            if call.has_failed:
+                raise
+            # Of another connection.
+            return RpcError(Code.UNAVAILABLE, error.message)
         except Cancelled as error:
             return RpcError(Code.CANCELLED, error.message)
         except PybuildError as error:

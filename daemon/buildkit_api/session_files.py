@@ -141,8 +141,6 @@ class _Transfer:
         self._tree = tree
         self._waiting = waiting
         self._open: dict[int, ArrivingFile] = {}
-        self._batch: list[tuple[int, bytes]] = []
-        self._batched = 0
         self.bytes = 0
 
     async def run(self) -> None:
@@ -150,25 +148,41 @@ class _Transfer:
         if not self._waiting:
             return
         asking = asyncio.ensure_future(self._ask(tuple(self._waiting)))
+        writing: asyncio.Future[None] | None = None
         try:
-            unfinished = len(self._waiting)
-            while unfinished:
-                packet = await _packet(self._call)
-                if packet.type != files_pb2.Packet.DATA:
-                    raise RpcError(Code.INTERNAL, "the client sends something else than the files it was asked for")
-                unfinished -= not packet.data
-                self._batch.append((packet.id, packet.data))
-                self._batched += len(packet.data)
-                if not unfinished or self._batched >= _BATCH_BYTES or len(self._batch) >= _BATCH_PACKETS:
-                    batch, self._batch, self._batched = self._batch, [], 0
-                    await asyncio.to_thread(self._write, batch)
+            async for batch in self._batches():
+                # The next batch comes in while this one is written.
+                if writing is not None:
+                    await writing
+                writing = asyncio.ensure_future(asyncio.to_thread(self._write, batch))
+            if writing is not None:
+                await writing
             await asking
         finally:
             asking.cancel()
             with suppress(asyncio.CancelledError, RpcError):
                 await asking
+            if writing is not None:
+                # A thread can't be cancelled, and the files are its own until it is through.
+                await asyncio.wait([writing])
             for file in self._open.values():
                 file.drop()
+
+    async def _batches(self) -> AsyncIterator[list[tuple[int, bytes]]]:
+        """The packets of all files, together where they come together."""
+        unfinished = len(self._waiting)
+        batch: list[tuple[int, bytes]] = []
+        batched = 0
+        while unfinished:
+            packet = await _packet(self._call)
+            if packet.type != files_pb2.Packet.DATA:
+                raise RpcError(Code.INTERNAL, "the client sends something else than the files it was asked for")
+            unfinished -= not packet.data
+            batch.append((packet.id, packet.data))
+            batched += len(packet.data)
+            if not unfinished or batched >= _BATCH_BYTES or len(batch) >= _BATCH_PACKETS:
+                yield batch
+                batch, batched = [], 0
 
     async def _ask(self, numbers: Iterable[int]) -> None:
         for number in numbers:

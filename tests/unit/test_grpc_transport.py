@@ -233,6 +233,34 @@ def test_a_connection_that_ends_cancels_its_handlers_and_fails_its_calls() -> No
     asyncio.run(run())
 
 
+def test_a_server_that_stops_tells_its_callers() -> None:
+    async def run() -> None:
+        begun, ended = asyncio.Event(), asyncio.Event()
+
+        async def wait(call: Any) -> None:
+            begun.set()
+            try:
+                await asyncio.sleep(600)
+            finally:
+                ended.set()
+
+        services = Services()
+        services.stream("/t.T/Wait", BytesMessage, wait)
+        ours, theirs = socket.socketpair()
+        server, connection = Server(services), Http2Connection()
+        await asyncio.get_running_loop().create_connection(server.connection, sock=theirs)
+        await asyncio.get_running_loop().create_connection(lambda: connection, sock=ours)
+        waiting = asyncio.ensure_future(ask(Channel(connection), b"", path="/t.T/Wait"))
+        await begun.wait()
+        server.close()
+        with pytest.raises(RpcError, match="the daemon is stopping") as caught:
+            await waiting
+        assert caught.value.code is Code.UNAVAILABLE
+        await asyncio.wait_for(ended.wait(), 10)
+
+    asyncio.run(run())
+
+
 def test_a_deadline_ends_the_call_on_the_server() -> None:
     async def wait(request: BytesMessage, call: Any) -> BytesMessage:
         await asyncio.sleep(600)
