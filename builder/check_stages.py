@@ -35,13 +35,17 @@ from pybuild.parser.expand import Expansion, expand_heredoc, expand_words
 from pybuild.parser.go_text import quote
 from pybuild.parser.patterns import clean_path
 from pybuild.parser.suggest import closest
+from pybuild.parser.values import check_signal, parse_port
 from pybuild.values import pattern
 
 from .check_findings import Findings
 from .git_reference import InvalidGitReference, parse_git_reference
+from .lower_copy import check_checksum
 from .platforms import format_platform, normalize_platform, same_machine
+from .run_mounts import mount_options
 from .stage_facts import StageFacts, StageWalk
 from .stages import StageNode
+from .value_checks import check_mode, checked
 
 _SECRET: Final = pattern(
     r"(?:_|^)(?:apikey|auth|credential|credentials|key|password|pword|passwd|secret|token)(?:_|$)", re.IGNORECASE
@@ -121,14 +125,13 @@ class StageChecks:
                 self._expose(facts, instruction)
             case Run():
                 for mount in instruction.mounts:
-                    options = [word for key, word in mount.options if word is not None and key != "from"]
-                    self._texts(facts, instruction, [mount.type, *options])
+                    mount_options(mount, lambda word: self._text(facts, instruction, word))
             case User():
                 self._text(facts, instruction, instruction.user)
             case Volume():
                 self._texts(facts, instruction, instruction.paths)
             case Stopsignal():
-                self._text(facts, instruction, instruction.signal)
+                checked(instruction.signal, check_signal, self._text(facts, instruction, instruction.signal))
 
     def _pairs(self, facts: StageFacts, instruction: Instruction, pairs: tuple[KeyValue, ...], *, legacy: bool) -> None:
         for pair in pairs:
@@ -161,19 +164,24 @@ class StageChecks:
             self._findings.add("SecretsUsedInArgOrEnv", message, instruction)
 
     def _copy(self, facts: StageFacts, instruction: Copy | Add) -> None:
-        flags: list[Word | None] = [instruction.chown, instruction.chmod, *instruction.exclude]
-        if isinstance(instruction, Add):
-            flags.append(instruction.checksum)
+        checksum = instruction.checksum if isinstance(instruction, Add) else None
+        flags = (instruction.chown, *instruction.exclude, checksum)
         self._texts(facts, instruction, [word for word in flags if word is not None])
+        if instruction.chmod is not None:
+            check_mode(instruction.chmod, self._text(facts, instruction, instruction.chmod))
+        paths = []
         for source in instruction.sources:
             if isinstance(source, Heredoc):
                 if source.expand:
                     self._undefined(facts, instruction, expand_heredoc(source.content, facts.env))
                 continue
             path = self._text(facts, instruction, source)
+            paths.append(path)
             if not isinstance(instruction, Copy) or instruction.from_ is None:
                 self._ignored(path, instruction)
         self._text(facts, instruction, instruction.destination)
+        if checksum is not None and facts.expand(checksum).text:
+            check_checksum(instruction, paths)
 
     def _ignored(self, source: str, instruction: Copy | Add) -> None:
         ignore = self._ignore
@@ -193,6 +201,7 @@ class StageChecks:
     def _expose(self, facts: StageFacts, instruction: Expose) -> None:
         for word in instruction.ports:
             for port in expand_words(word, facts.env):
+                checked(word, parse_port, port)
                 *hosts, container = port.split(":")
                 protocol = container.partition("/")[2]
                 if protocol != protocol.lower():

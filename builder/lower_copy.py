@@ -18,11 +18,11 @@ from pybuild.parser.errors import DockerfileError
 from pybuild.parser.expand import expand_heredoc
 from pybuild.values import dataclass, pattern, replace
 
-from .copy_modes import InvalidMode, parse_mode
 from .git_reference import GitReference, InvalidGitReference, parse_git_reference
 from .graph import FileCopy, GitSource, HttpSource, InlineFile, Merge, Note, Scratch, Unpack, Vertex
 from .image_config import clean_path, resolve_destination, to_slashes
 from .stage_state import StageState
+from .value_checks import check_mode
 
 _GLOB: Final = pattern(r"([*?\[\\])")
 
@@ -72,7 +72,7 @@ def lower_copy(
     heredocs = [source for source in instruction.sources if isinstance(source, Heredoc)]
     inline = tuple(_inline(state, heredoc, instruction) for heredoc in heredocs)
     if flags.checksum:
-        _check_checksum(instruction, paths)
+        check_checksum(instruction, paths)
     shown = state.shown(instruction)
     title = state.next_title(shown)
     note = state.note(title, shown, instruction.span)
@@ -109,18 +109,9 @@ def _flags(state: StageState, instruction: Copy | Add) -> _Flags:
 
     owner, mode = value(instruction.chown), value(instruction.chmod)
     checksum = value(instruction.checksum) if isinstance(instruction, Add) else ""
-    if mode:
-        check_mode(mode, instruction)
+    if instruction.chmod is not None:
+        check_mode(instruction.chmod, mode)
     return _Flags(owner, mode, checksum, instruction.link)
-
-
-def check_mode(mode: str, instruction: Copy | Add) -> None:
-    """Raises DockerfileError unless ``mode`` is octal up to 07777 or symbolic as chmod(1) reads it."""
-    try:
-        parse_mode(mode)
-    except InvalidMode as error:
-        culprit = instruction.chmod.span if instruction.chmod else None
-        raise DockerfileError(str(error), span=instruction.span, culprit=culprit, hint=error.hint) from error
 
 
 def _inline(state: StageState, heredoc: Heredoc, instruction: Copy | Add) -> InlineFile:
@@ -133,11 +124,18 @@ def _inline(state: StageState, heredoc: Heredoc, instruction: Copy | Add) -> Inl
     return InlineFile(heredoc.name, content.encode("utf-8", "surrogateescape"))
 
 
-def _check_checksum(instruction: Copy | Add, paths: list[str]) -> None:
-    if len(instruction.sources) != 1:
-        raise DockerfileError("checksum can't be specified for multiple sources", span=instruction.span)
-    if not paths or not (_is_url(paths[0]) or _git(paths[0], instruction) is not None):
-        raise DockerfileError("checksum requires HTTP(S) or Git sources", span=instruction.span)
+def check_checksum(instruction: Copy | Add, paths: list[str]) -> None:
+    """Raises DockerfileError unless there is one source, and it is remote. ``paths``: the sources that are no here-documents."""
+    culprit = instruction.checksum.span if isinstance(instruction, Add) and instruction.checksum else None
+    if len(paths) != 1:
+        raise DockerfileError(
+            "checksum can't be specified for multiple sources",
+            span=instruction.span,
+            culprit=culprit,
+            hint="use one ADD for each source",
+        )
+    if not (_is_url(paths[0]) or _git(paths[0], instruction) is not None):
+        raise DockerfileError("checksum requires HTTP(S) or Git sources", span=instruction.span, culprit=culprit)
 
 
 def _is_url(source: str) -> bool:

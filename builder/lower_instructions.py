@@ -56,6 +56,7 @@ from .lower_run import lower_run
 from .stage_roots import Scope, context_tree
 from .stage_state import StageState
 from .stages import Command, StageNode
+from .value_checks import checked
 
 
 def makes_vertex(instruction: Instruction) -> bool:
@@ -160,7 +161,7 @@ class InstructionLowering:
                 self._expose(state, instruction)
             case Stopsignal(signal=word):
                 signal = state.expand(word, instruction)
-                check_signal(signal)
+                checked(word, check_signal, signal)
                 state.config = state.config.with_(stop_signal=signal)
                 state.commit_config(f"STOPSIGNAL {signal}")
             case Healthcheck():
@@ -211,10 +212,9 @@ class InstructionLowering:
         state.commit_config(arg_text(declared))
 
     def _expose(self, state: StageState, instruction: Expose) -> None:
-        words: list[str] = []
+        ports: list[str] = []
         for word in sorted(instruction.ports, key=lambda word: word.text):
-            words += expand_words(word, state.env)
-        ports = exposed_ports(words)
+            ports += checked(word, exposed_ports, expand_words(word, state.env))
         state.config = add_ports(state.config, ports)
         state.commit_config(list_text("EXPOSE", ports))
 

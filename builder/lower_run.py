@@ -90,7 +90,7 @@ def _arguments(state: StageState, instruction: Run) -> tuple[tuple[str, ...], tu
             if not heredocs:
                 return (*shell, text), ()
             if not is_heredoc_only(text, heredocs):
-                bodies = "".join(f"\n{heredoc.content}{heredoc.name}" for heredoc in heredocs)
+                bodies = "".join(f"\n{heredoc.body}{heredoc.name}" for heredoc in heredocs)
                 return (*shell, text + bodies), ()
             (heredoc,) = heredocs
             if not heredoc.content.startswith("#!"):
@@ -112,7 +112,7 @@ def _shown(state: StageState, instruction: Run, mounts: tuple[Mount, ...]) -> st
     if isinstance(instruction.command, ShellForm) and is_heredoc_only(
         instruction.command.text, instruction.command.heredocs
     ):
-        text += f" ({summarize_heredoc(instruction.command.heredocs[0].content)})"
+        text += f" ({summarize_heredoc(instruction.command.heredocs[0].body)})"
     env = dict(state.env)
     for mount in mounts:
         if isinstance(mount, SecretMount) and mount.env is not None:

@@ -31,7 +31,7 @@ def lower_mounts(
     called only for mounts that read one. Raises DockerfileError."""
     out: list[Mount] = []
     for position, syntax in enumerate(mounts):
-        options = _options(syntax, expand)
+        options = mount_options(syntax, expand)
         match options.type:
             case "secret":
                 mount: Mount = _secret(options)
@@ -63,7 +63,8 @@ def lower_mounts(
     return tuple(out)
 
 
-def _options(syntax: MountSyntax, expand: Callable[[Word], str]) -> MountOptions:
+def mount_options(syntax: MountSyntax, expand: Callable[[Word], str]) -> MountOptions:
+    """The typed options; ``expand``: a word in the stage's scope. Raises DockerfileError with the option to blame marked."""
     # Which stages a step needs is known before any variable: "from" is taken as written.
     pairs = [
         (key, None if word is None else word.text if key == "from" else expand(word)) for key, word in syntax.options
@@ -71,7 +72,9 @@ def _options(syntax: MountSyntax, expand: Callable[[Word], str]) -> MountOptions
     try:
         return validate(expand(syntax.type), pairs)
     except MountError as error:
-        raise DockerfileError(error.message, culprit=syntax.span, hint=error.hint) from None
+        places = {"type": syntax.type.span, **{key: word.span for key, word in syntax.options if word is not None}}
+        culprit = places.get(error.key or "", syntax.span)
+        raise DockerfileError(error.message, culprit=culprit, hint=error.hint) from None
 
 
 def _target(options: MountOptions, syntax: MountSyntax, working_dir: str) -> str:

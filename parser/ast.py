@@ -56,7 +56,7 @@ class Flag:
 class Heredoc:
     """A here-document. ``name`` is the delimiter without quotes, ``expand`` False if it was quoted, ``strip_tabs`` for ``<<-``.
 
-    ``content`` is the body with tabs already stripped where asked, ending in a newline unless empty.
+    ``content`` is the body with tabs already stripped where asked, ending in a newline unless empty; ``body`` is it as written.
     """
 
     name: str
@@ -65,6 +65,7 @@ class Heredoc:
     expand: bool
     strip_tabs: bool
     span: Span
+    body: str
 
 
 @dataclass(frozen=True, slots=True)

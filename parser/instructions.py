@@ -17,10 +17,10 @@ from .flags import Flags, check_device, flag_name, flag_value, read_flags
 from .go_text import SPACE, parse_duration, parse_signed, quote
 from .heredocs import opens_heredoc
 from .lalr import Node, UnexpectedToken, parse
-from .mounts import MountError, check_from, check_key, check_known, csv_spans, split_option
+from .mounts import MountError, check_from, csv_spans, split_option
 from .source import LogicalLine
 from .tokens import Token, TokenError
-from .values import ValueProblem, check_chmod, check_signal, check_stage_name, parse_port, variable_free
+from .values import ValueProblem, check_stage_name
 from .wording import blank_name, heredoc_destination, wrong_arguments
 
 _ONBUILD = pattern(r"^\s*ONBUILD\s*", re.IGNORECASE)
@@ -31,12 +31,12 @@ class InstructionBuilder:
     the bodies as written; ``end``: where the instruction ends in the source, bodies included."""
 
     def __init__(
-        self, line: LogicalLine, *, escape: str, heredocs: Sequence[tuple[ast.Heredoc, str]], end: ast.Position,
+        self, line: LogicalLine, *, escape: str, heredocs: Sequence[ast.Heredoc], end: ast.Position,
         comments: tuple[str, ...],
     ) -> None:  # fmt: skip
         self.line = line
         self.escape = escape
-        self._bodies = heredocs
+        self._heredocs = heredocs
         self._end = end
         self._comments = comments
         self._next_heredoc = 0
@@ -96,9 +96,8 @@ class InstructionBuilder:
         return self.line.span(token.start, token.end)
 
     def _heredoc(self) -> ast.Heredoc:
-        heredoc, _ = self._bodies[self._next_heredoc]
         self._next_heredoc += 1
-        return heredoc
+        return self._heredocs[self._next_heredoc - 1]
 
     def command(self, nodes: Sequence[Node | Token]) -> ast.Command:
         """Of ``array``, ``text``, or nothing (an empty command line)."""
@@ -144,7 +143,7 @@ class InstructionBuilder:
         return tuple(sources), self.word(destination)
 
     def mount(self, token: Token) -> ast.Mount:
-        """Of ``--mount``: typed, and checked as far as no variable hides a value."""
+        """Of ``--mount``, its options as written: like BuildKit, only a ``from`` is judged before the stage is built."""
         value = flag_value(token) or ""
         offset = len(token.text) - len(value)
         span = self.line.span(token.start, token.end)
@@ -154,17 +153,13 @@ class InstructionBuilder:
             raise TokenError.at(str(error), token) from None
         type_word: ast.Word | None = None
         options: list[tuple[str, ast.Word | None]] = []
-        known: list[tuple[str, str | None]] = []
-        places: dict[str, tuple[int, int]] = {}
         for field, start, end in fields:
             key, text = split_option(field)
-            places.setdefault(key, (start, end))
-            try:
-                check_key(field)
-                if text is not None and key == "from":
+            if text is not None and key == "from":
+                try:
                     check_from(text)
-            except MountError as error:
-                raise self._mount_fault(error, token, offset, (start, end)) from None
+                except MountError as error:
+                    raise self._mount_fault(error, token, offset, (start, end)) from None
             word = None
             if text is not None:
                 word = ast.Word(text, self._value_span(token, offset + end - len(text), offset + end), self.escape)
@@ -172,45 +167,19 @@ class InstructionBuilder:
                 type_word = word
                 continue
             options.append((key, word))
-            if text is None or variable_free(text, escape=self.escape):
-                known.append((key, text))
         type_word = type_word or ast.Word("bind", span, self.escape)
-        plain = variable_free(type_word.text, escape=self.escape)
-        try:
-            check_known(type_word.text if plain else None, known)
-            if plain and type_word.text.lower() == "secret" and not {"id", "source", "target"} & places.keys():
-                raise MountError(
-                    "invalid secret mount. one of source, target required", hint="Name the secret with id=NAME"
-                )
-        except MountError as error:
-            raise self._mount_fault(error, token, offset, places.get(error.key or "")) from None
         return ast.Mount(type_word, tuple(options), span)
 
-    def _mount_fault(self, error: MountError, token: Token, offset: int, place: tuple[int, int] | None) -> TokenError:
+    def _mount_fault(self, error: MountError, token: Token, offset: int, place: tuple[int, int]) -> TokenError:
         start, end = token.start, token.end
-        if place is not None and end - start == len(token.text):
+        if end - start == len(token.text):
             start, end = start + offset + place[0], start + offset + place[1]
-        return TokenError(error.message, start=start, end=end, instruction=error.early, hint=error.hint)
-
-    def checked(self, token: Token | None, check: Callable[[str], object]) -> None:
-        """Apply a check of values.py to a flag's value or a word, unless a variable stands in it."""
-        if token is None:
-            return
-        value = (flag_value(token) or "") if token.type == "FLAG" else token.text
-        if not value or not variable_free(value, escape=self.escape):
-            return
-        try:
-            check(value)
-        except ValueProblem as error:
-            # BuildKit checks values after parsing: its message doesn't name the line.
-            raise TokenError.at(error.message, token, hint=error.hint, instruction=False) from None
-        except ValueError as error:
-            raise TokenError.at(str(error), token, instruction=False) from None
+        return TokenError(error.message, start=start, end=end, instruction=True, hint=error.hint)
 
     def expression(self) -> str:
         """What ONBUILD leaves in the image: the trigger's logical line and its here-documents as written."""
         text = _ONBUILD.sub("", self.line.text)
-        return text + "".join(f"\n{body}{heredoc.name}" for heredoc, body in self._bodies)
+        return text + "".join(f"\n{heredoc.body}{heredoc.name}" for heredoc in self._heredocs)
 
 
 def _strings(children: Sequence[Node | Token]) -> tuple[str, ...]:
@@ -299,13 +268,8 @@ def _run(builder: InstructionBuilder, parts: _Parts) -> ast.Instruction:
     return ast.Run(**parts.common, command=command, mounts=mounts, network=network, security=security, devices=devices)
 
 
-def _check_transfer(builder: InstructionBuilder, flags: Flags) -> None:
-    builder.checked(flags.token("chmod"), check_chmod)
-
-
 def _copy(builder: InstructionBuilder, parts: _Parts) -> ast.Instruction:
     flags = read_flags("COPY", parts.flags)
-    _check_transfer(builder, flags)
     sources, destination = builder.transfer("COPY", parts.rest)
     token = flags.token("from")
     source = None
@@ -342,20 +306,7 @@ def _check_from_flag(value: str, token: Token, escape: str) -> None:
 
 def _add(builder: InstructionBuilder, parts: _Parts) -> ast.Instruction:
     flags = read_flags("ADD", parts.flags)
-    _check_transfer(builder, flags)
     sources, destination = builder.transfer("ADD", parts.rest)
-    checksum = flags.token("checksum")
-    words = [source for source in sources if isinstance(source, ast.Word)]
-    if checksum is not None and flag_value(checksum):
-        if len(words) != 1:
-            raise TokenError.at(
-                "checksum can't be specified for multiple sources",
-                checksum,
-                instruction=False,
-                hint="Use one ADD for each source",
-            )
-        if variable_free(words[0].text, escape=builder.escape) and not _may_be_remote(words[0].text):
-            raise TokenError.at("checksum requires HTTP(S) or Git sources", checksum, instruction=False)
     return ast.Add(
         **parts.common,
         sources=sources,
@@ -364,14 +315,10 @@ def _add(builder: InstructionBuilder, parts: _Parts) -> ast.Instruction:
         chmod=builder.flag_word(flags.token("chmod")),
         link=flags.boolean("link") or False,
         exclude=tuple(word for t in flags.tokens("exclude") if (word := builder.flag_word(t)) is not None),
-        checksum=builder.flag_word(checksum),
+        checksum=builder.flag_word(flags.token("checksum")),
         keep_git_dir=flags.boolean("keep-git-dir"),
         unpack=flags.boolean("unpack"),
     )
-
-
-def _may_be_remote(source: str) -> bool:
-    return "://" in source or ".git" in source or source.startswith(("git@", "github.com/"))
 
 
 def _cmd(builder: InstructionBuilder, parts: _Parts) -> ast.Instruction:
@@ -391,10 +338,9 @@ def _shell(builder: InstructionBuilder, parts: _Parts) -> ast.Instruction:
 
 def _expose(builder: InstructionBuilder, parts: _Parts) -> ast.Instruction:
     read_flags("EXPOSE", parts.flags)
-    ports = [token for token in parts.rest if isinstance(token, Token)]
-    for token in ports:
-        builder.checked(token, parse_port)
-    return ast.Expose(**parts.common, ports=tuple(builder.word(token) for token in ports))
+    return ast.Expose(
+        **parts.common, ports=tuple(builder.word(token) for token in parts.rest if isinstance(token, Token))
+    )
 
 
 def _volume(builder: InstructionBuilder, parts: _Parts) -> ast.Instruction:
@@ -426,7 +372,6 @@ def _workdir(builder: InstructionBuilder, parts: _Parts) -> ast.Instruction:
 
 
 def _stopsignal(builder: InstructionBuilder, parts: _Parts) -> ast.Instruction:
-    builder.checked(_text(parts.rest), check_signal)
     return ast.Stopsignal(**parts.common, signal=builder.word(_text(parts.rest)))
 
 

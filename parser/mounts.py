@@ -1,7 +1,7 @@
 """The options of ``RUN --mount``: reading the comma-separated form, and every rule about keys and values.
 
-Owns the rules of each mount type. Never expands: the parser checks what it can see before expansion (``parse_mount``),
-lowering checks the same rules on expanded values (``validate``).
+Owns the rules of each mount type. Never expands: ``validate`` takes expanded values, when the stage is built. Only what decides between
+stages (``check_from``) is judged before.
 """
 
 from __future__ import annotations
@@ -27,10 +27,9 @@ _BARE_KEYS = frozenset({"readonly", "readwrite", "required"})
 class MountError(PybuildError):
     """A ``--mount`` asks for something that its type doesn't have, or a value doesn't fit; ``key`` is the one to blame, or None."""
 
-    def __init__(self, message: str, *, key: str | None = None, hint: str | None = None, early: bool = False) -> None:
+    def __init__(self, message: str, *, key: str | None = None, hint: str | None = None) -> None:
         super().__init__(message, hint=hint)
         self.key = key
-        self.early = early
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -108,7 +107,7 @@ def split_option(field: str) -> tuple[str, str | None]:
     return ALIASES.get(key, key), value if equal else None
 
 
-def check_key(field: str) -> None:
+def _check_key(field: str) -> None:
     """Raise ``MountError`` where a field's key doesn't exist, or is bare and needs a value."""
     written = field.partition("=")[0].lower()
     key, value = split_option(field)
@@ -131,7 +130,6 @@ def check_from(value: str) -> None:
         raise MountError(
             "'from' doesn't support variable expansion, define alias stage instead",
             key="from",
-            early=True,
             hint="Add a stage, e.g. `FROM $VAR AS source`, with VAR a global ARG, and write from=source",
         )
 
@@ -141,21 +139,9 @@ def validate(type: str, options: Sequence[tuple[str, str | None]]) -> MountOptio
 
     ``type``: the value of ``type`` (``bind`` where not written); ``options``: the rest, as ``ast.Mount.options`` has them.
     """
-    return _read(type, options, final=True)
-
-
-def check_known(type: str | None, options: Sequence[tuple[str, str | None]]) -> None:
-    """The same for what is known before expansion: ``options`` without those whose value holds a variable, ``type`` None
-    if it does. Raises ``MountError``."""
-    _read(type, options, final=False)
-
-
-def _read(type: str | None, options: Sequence[tuple[str, str | None]], *, final: bool) -> MountOptions:
-    kind = None
-    if type is not None:
-        kind = type.lower()
-        if kind not in TYPES:
-            raise MountError(did_you_mean(f"unsupported mount type {quote(type)}", type, TYPES), key="type")
+    kind = type.lower()
+    if kind not in TYPES:
+        raise MountError(did_you_mean(f"unsupported mount type {quote(type)}", type, TYPES), key="type")
     values: dict[str, str] = {}
     readonly: bool | None = None
     required = False
@@ -168,7 +154,7 @@ def _read(type: str | None, options: Sequence[tuple[str, str | None]], *, final:
             case "readwrite":
                 readonly = False if value is None else not _boolean(key, value)
             case "required":
-                if kind not in ("secret", "ssh", None):
+                if kind not in ("secret", "ssh"):
                     raise MountError(
                         f"unexpected key 'required' for mount type '{kind}'",
                         key=key,
@@ -176,9 +162,9 @@ def _read(type: str | None, options: Sequence[tuple[str, str | None]], *, final:
                     )
                 required = True if value is None else _boolean(key, value)
             case _ if value is None:
-                check_key(key)
+                _check_key(key)
             case "size":
-                if kind not in ("tmpfs", None):
+                if kind != "tmpfs":
                     raise MountError(
                         f"unexpected key 'size' for mount type '{kind}'", key=key, hint="Only tmpfs mounts have a size"
                     )
@@ -201,14 +187,13 @@ def _read(type: str | None, options: Sequence[tuple[str, str | None]], *, final:
                         hint="mode is an octal number, uid and gid are decimal numbers",
                     ) from None
             case _:
-                check_key(f"{key}={value}")
+                _check_key(f"{key}={value}")
                 values[key] = value
-    if kind is not None:
-        _check_type(kind, values, numbers, final=final)
+    _check_type(kind, values, numbers)
     if readonly is None:
         readonly = kind not in ("cache", "tmpfs")
     return MountOptions(
-        type=kind or "",
+        type=kind,
         from_=values.get("from", ""),
         source=values.get("source", ""),
         target=values.get("target", ""),
@@ -224,7 +209,7 @@ def _read(type: str | None, options: Sequence[tuple[str, str | None]], *, final:
     )
 
 
-def _check_type(kind: str, values: dict[str, str], numbers: dict[str, int], *, final: bool) -> None:
+def _check_type(kind: str, values: dict[str, str], numbers: dict[str, int]) -> None:
     if kind not in ("secret", "ssh", "cache"):
         for key in ("mode", "uid", "gid"):
             if key in numbers:
@@ -238,7 +223,7 @@ def _check_type(kind: str, values: dict[str, str], numbers: dict[str, int], *, f
             raise MountError("secret mount should not have a from", key="from", hint="Name the secret with id=NAME")
         if values.get("sharing"):
             raise MountError("secret mount should not define sharing", key="sharing")
-        if final and not (values.get("source") or values.get("target") or values.get("id")):
+        if not (values.get("source") or values.get("target") or values.get("id")):
             raise MountError(
                 "invalid secret mount. one of source, target required", hint="Name the secret with id=NAME"
             )

@@ -164,11 +164,11 @@ class _File:
             tokens = tokenize(line.text, escape=reader.escape)
             read_bodies = True
             end = line.source.position(line.end)
-            heredocs: list[tuple[Heredoc, str]] = []
+            heredocs: list[Heredoc] = []
             if "<<" in line.text:
                 tokens = self._bodies(line, tokens, heredocs)
                 if heredocs:
-                    end = heredocs[-1][0].span.end
+                    end = heredocs[-1].span.end
             builder = InstructionBuilder(
                 line, escape=reader.escape, heredocs=heredocs, end=end, comments=tuple(reader.comments)
             )
@@ -181,7 +181,7 @@ class _File:
                     reader.heredoc_body(opening.name, strip_tabs=opening.strip_tabs)
             return None
 
-    def _bodies(self, line: LogicalLine, tokens: list[Token], heredocs: list[tuple[Heredoc, str]]) -> list[Token]:
+    def _bodies(self, line: LogicalLine, tokens: list[Token], heredocs: list[Heredoc]) -> list[Token]:
         """Read the bodies of the HEREDOC tokens; gives the tokens back without those that open nothing after all."""
         kept: list[Token] = []
         for token in tokens:
@@ -198,8 +198,9 @@ class _File:
                 continue
             body, span = found
             content = _LEADING_TABS.sub("", body) if opening.strip_tabs else body
-            heredoc = Heredoc(opening.name, opening.file_descriptor, content, opening.expand, opening.strip_tabs, span)
-            heredocs.append((heredoc, body))
+            heredocs.append(
+                Heredoc(opening.name, opening.file_descriptor, content, opening.expand, opening.strip_tabs, span, body)
+            )
             kept.append(token)
         return kept
 

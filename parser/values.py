@@ -124,8 +124,3 @@ def _port_range(text: str, message: str) -> tuple[int, int]:
     if not 0 <= first <= last <= 65535:
         raise problem
     return first, last
-
-
-def variable_free(text: str, *, escape: str) -> bool:
-    """Whether expansion would leave ``text`` as it is, so that it can be judged now."""
-    return not any(char in text for char in ("$", "'", '"', escape))

@@ -173,7 +173,7 @@ CASES: dict[str, tuple[str, list[tuple[str, int, str]]]] = {
         [("UndefinedVar", 2, "Usage of undefined variable '$PAHT' (did you mean $PATH?)")],
     ),
     "variables everywhere they are expanded": (
-        "FROM scratch\nLABEL a=$u1\nUSER $u2\nVOLUME $u3\nWORKDIR /$u4\nSTOPSIGNAL $u5\nCOPY --chown=$u6 --chmod=$u7 $u8 $u9 /d/\n"
+        "FROM scratch\nLABEL a=$u1\nUSER $u2\nVOLUME $u3\nWORKDIR /$u4\nSTOPSIGNAL 1$u5\nCOPY --chown=$u6 --chmod=$u7 $u8 $u9 /d/\n"
         "RUN --mount=target=$u10 x\nCOPY <<EOF <<'END' /d/\n$v1\nEOF\n$v2\nEND\nARG long=$v3\nADD --checksum=$v4 https://h/f /\n",
         [
             *(

@@ -110,7 +110,7 @@ def test_valid_modes(mode):
     assert copy(f"COPY --chmod={mode} a /b").mode == mode
 
 
-@pytest.mark.parametrize("mode", ["10000", "999", "u~x", "z+x", "rwx"])
+@pytest.mark.parametrize("mode", ["10000", "999", "0o755"])
 def test_invalid_modes_are_refused(mode):
     with pytest.raises(DockerfileError) as caught:
         copy("COPY --chmod=$M a /b", before=f"ARG M={mode}")

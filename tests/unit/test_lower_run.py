@@ -200,7 +200,7 @@ def test_ssh_sockets_are_numbered_and_the_first_is_announced():
         ("type=bind,target=/c,uid=1", 'uid not allowed for "bind" type mounts'),
         ("type=secret", "invalid secret mount. one of source, target required"),
         ("type=secret,id=a,source=b", "both source and id can't be set"),
-        ("type=secret,id=a,from=x", "secret mount should not have a from"),
+        ("type=secret,id=a,from=busybox", "secret mount should not have a from"),
         ("type=cache,target=/c,required", "unexpected key 'required' for mount type 'cache'"),
         ("type=bind,target=/c,sharing=shared", "invalid cache sharing set for bind mount"),
         ("type=ssh,source=x", "ssh does not support source"),

@@ -167,8 +167,8 @@ def test_a_trigger_keeps_the_text_that_makes_it_again() -> None:
     again = parse_instruction(onbuild.expression)
     assert isinstance(again, Copy)
     assert heredocs(again) == [
-        Heredoc("A", 0, "a\n", True, True, heredocs(again)[0].span),
-        Heredoc("B", 0, "b\n", False, False, heredocs(again)[1].span),
+        Heredoc("A", 0, "a\n", True, True, heredocs(again)[0].span, "\ta\n"),
+        Heredoc("B", 0, "b\n", False, False, heredocs(again)[1].span, "b\n"),
     ]
 
 
