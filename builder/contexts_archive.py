@@ -19,6 +19,7 @@ from pybuild.values import dataclass
 
 HEADER_BYTES: Final = 1024
 _BLOCK: Final = 512
+_PATH_MAX: Final = 4096  # linux/limits.h
 _SECOND: Final = 1_000_000_000
 _GZIP: Final = b"\x1f\x8b\x08"
 _BZIP2: Final = b"BZh"
@@ -169,6 +170,8 @@ class _Unpacker:
         path = entry.path
         if ".." in entry.name and ".." in entry.name.split("/"):
             raise BadContextArchive(f"{entry.name!r} leaves the archive")  # no tool writes such a name
+        if len(path) >= _PATH_MAX:
+            raise BadContextArchive(f"{path[:100]!r}… is too long a path")
         if not path:
             if entry.kind is Kind.DIRECTORY:
                 self._directory_times[""] = (entry.mode | 0o500, entry.mtime_ns)
@@ -206,16 +209,17 @@ class _Unpacker:
 
     def _make_parents(self, path: str) -> None:
         """Every parent must be a real directory: nothing is written through a symbolic link."""
-        if path in self._real:
-            return
-        self._make_parents(path.rpartition("/")[0])
-        host = self._host(path)
-        try:
-            os.mkdir(host, 0o755)
-        except FileExistsError:
-            if not stat.S_ISDIR(os.lstat(host).st_mode):
-                raise BadContextArchive(f"an entry lies below {path!r}, which is not a directory") from None
-        self._real.add(path)
+        missing: list[str] = []
+        while path not in self._real:
+            missing.append(path)
+            path = path.rpartition("/")[0]
+        for path in reversed(missing):
+            try:
+                os.mkdir(self._host(path), 0o755)
+            except FileExistsError:
+                if not stat.S_ISDIR(os.lstat(self._host(path)).st_mode):
+                    raise BadContextArchive(f"an entry lies below {path!r}, which is not a directory") from None
+            self._real.add(path)
 
     def _clear(self, path: str, host: str, *, keep_directory: bool) -> None:
         """Make room: a later entry of the same name replaces the earlier one."""

@@ -7,7 +7,6 @@ ends at once; what that leaves, the next start clears.
 from __future__ import annotations
 
 import asyncio
-import gc
 import os
 import signal
 from collections.abc import Callable, Mapping
@@ -21,9 +20,12 @@ from .api_log import set_up_log
 from .api_server import LOG, Daemon, make_runner
 from .daemon_options import DaemonOptions
 from .engine import Engine
+from .memory import give_back, limit_allocator, settle
 from .settings import Settings
 
 _TIDY_SECONDS: Final = 15
+_BUSY_LOOKS: Final = 4
+"""A daemon that is never idle is tidied, too, but less often."""
 
 
 async def serve(
@@ -34,6 +36,7 @@ async def serve(
     reload: Callable[[], tuple[Settings, DaemonOptions]],
 ) -> None:
     """Serve until SIGTERM or SIGINT. ``reload`` reads the configuration again. Raises CannotListen."""
+    limit_allocator()
     daemon = Daemon(engine, debug=options.log_level == "debug")
     runner = make_runner(daemon)
     await runner.setup()
@@ -79,13 +82,17 @@ async def _listen(daemon: Daemon, runner: web.AppRunner, listening: Listening) -
 
 
 async def _tidy(daemon: Daemon) -> None:
-    """Collect cycles when nothing runs: what a build leaves would otherwise wait for the next ones to push it out."""
-    seen = 0
+    """Give memory back after work, preferably when nothing runs."""
+    settle()
+    seen, looks = 0, 0
     while True:
         await asyncio.sleep(_TIDY_SECONDS)
-        if daemon.work.ended != seen and not daemon.work.running:
-            seen = daemon.work.ended
-            await daemon.work.call(gc.collect)
+        looks += 1
+        if daemon.work.ended != seen and (not daemon.work.running or looks >= _BUSY_LOOKS):
+            await daemon.work.call(give_back, daemon.engine.store.database)
+            if not seen:
+                settle()  # now with the modules that only work loads
+            seen, looks = daemon.work.ended, 0
 
 
 async def _end(daemon: Daemon, options: DaemonOptions) -> None:

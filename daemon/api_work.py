@@ -129,7 +129,7 @@ class Job:
 
 
 class Work:
-    """Runs the engine's work for the event loop. ``ended``: how many streams have ended so far."""
+    """Runs the engine's work for the event loop. ``ended``: how much of it has ended so far."""
 
     def __init__(self) -> None:
         self._quick = ThreadPoolExecutor(_QUICK_THREADS, thread_name_prefix="api")
@@ -145,11 +145,17 @@ class Work:
 
     async def call(self, function: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:
         """Run something short in a thread."""
-        return await asyncio.get_running_loop().run_in_executor(self._quick, lambda: function(*args, **kwargs))
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self._quick, lambda: function(*args, **kwargs))
+        finally:
+            self.ended += 1
 
     async def call_long(self, function: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:
         """Run something that may take its time (the network, the collector) in a thread."""
-        return await asyncio.get_running_loop().run_in_executor(self._long, lambda: function(*args, **kwargs))
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self._long, lambda: function(*args, **kwargs))
+        finally:
+            self.ended += 1
 
     async def stream(
         self,

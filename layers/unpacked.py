@@ -49,7 +49,12 @@ _INDEXED_ENTRIES: Final = 100_000  # some hundred bytes each
 _ENTRY_BYTES: Final = 256
 _REMEMBERED_ENTRIES: Final = 50_000
 _ALIKE: Final = 2
+_LAYER_WEIGHT: Final = 400  # of a layer by itself, in entries: dictionaries, and a descriptor once it is read
 _FACT: Final = "unpacked"
+
+
+def _weight(layer: EntryLayer | None) -> int:
+    return _LAYER_WEIGHT + (layer.size if layer is not None else 0)
 
 
 def _distinct(paths: Sequence[str]) -> tuple[str, ...]:
@@ -204,7 +209,7 @@ class UnpackedLayers:
         with self._guard:
             # For ``resembles``, which is told at once or never.
             self._last = (diff_id, entries, offsets)
-        weight = len(entries) + sum(len(entry.data) for entry in entries if entry.data) // _ENTRY_BYTES
+        weight = _LAYER_WEIGHT + len(entries) + sum(len(entry.data) for entry in entries if entry.data) // _ENTRY_BYTES
         if weight > _REMEMBERED_ENTRIES:
             return
         with self._guard:
@@ -229,9 +234,7 @@ class UnpackedLayers:
         found = index_tar(tar) if written is None else EntryLayer(written[1], tar=tar, offsets=written[2])
         with self._guard:
             self._indexed[diff_id] = found
-            while (
-                sum(each.size for each in self._indexed.values() if each) > _INDEXED_ENTRIES and len(self._indexed) > 1
-            ):
+            while len(self._indexed) > 1 and sum(map(_weight, self._indexed.values())) > _INDEXED_ENTRIES:
                 del self._indexed[next(iter(self._indexed))]
         return found
 

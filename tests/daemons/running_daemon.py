@@ -68,6 +68,7 @@ class RunningDaemon:
     config: Path | None = None
     variables: Mapping[str, str] = field(default_factory=dict)
     process: subprocess.Popen[bytes] | None = None
+    program: Sequence[str] = ("-m", "pybuild")
 
     @property
     def address(self) -> str:
@@ -85,7 +86,7 @@ class RunningDaemon:
     def command(self) -> list[str]:
         config = ["--config", str(self.config)] if self.config else []
         host = [] if "--host" in self.options else ["--host", self.address]
-        return [sys.executable, "-m", "pybuild", "--root", str(self.root), *config, "daemon", *host, *self.options]
+        return [sys.executable, *self.program, "--root", str(self.root), *config, "daemon", *host, *self.options]
 
     def start(self) -> None:
         """Start it and wait until it answers."""
@@ -181,14 +182,15 @@ def running_daemon(
     *options: str,
     config: str | None = None,
     variables: Mapping[str, str] | None = None,
+    program: Sequence[str] = ("-m", "pybuild"),
 ) -> Iterator[RunningDaemon]:
-    """A daemon on ``root`` for as long as the context lasts. ``config``: the configuration file's text."""
+    """A daemon on ``root`` for as long as the context lasts. ``config``: the configuration file's text; ``program``: what Python runs."""
     directory.mkdir(parents=True, exist_ok=True)
     file = None
     if config is not None:
         file = directory / "pybuild.toml"
         file.write_text(config)
-    daemon = RunningDaemon(root, directory / "s.sock", directory, options, file, variables or {})
+    daemon = RunningDaemon(root, directory / "s.sock", directory, options, file, variables or {}, program=program)
     daemon.start()
     try:
         yield daemon

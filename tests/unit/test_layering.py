@@ -97,8 +97,8 @@ def test_only_the_sandbox_names_the_system_calls_of_namespaces_mounts_and_privil
 
 
 def test_ctypes_is_imported_only_where_a_system_call_has_no_python_function() -> None:
-    # syncfs and linkat of the blob store; everything about namespaces in the sandbox.
-    allowed = {ROOT / "daemon/sandbox.py", ROOT / "layers/blobs.py"}
+    # syncfs and linkat of the blob store; everything about namespaces in the sandbox; the C library's allocator.
+    allowed = {ROOT / "daemon/sandbox.py", ROOT / "daemon/memory.py", ROOT / "layers/blobs.py"}
     for folder in (*FOLDERS, "src/pybuild"):
         for path in (ROOT / folder).rglob("*.py"):
             if "ctypes" in imported_modules(path):
@@ -156,3 +156,18 @@ def test_a_cached_build_imports_nothing_for_running_steps(tmp_path: Path) -> Non
     assert "pybuild.builder.solver" in loaded
     # An ordinary user enters a user namespace first, with the help of a program.
     assert not loaded & (HEAVY if os.geteuid() == 0 else HEAVY - {"subprocess"})
+
+
+def test_listing_the_images_imports_only_what_reads_the_list(tmp_path: Path) -> None:
+    import subprocess
+    import sys
+
+    code = (
+        "import sys; from pybuild.__main__ import main; before = set(sys.modules); status = main(sys.argv[1:]);"
+        "print(' '.join(set(sys.modules) - before)); sys.exit(status)"
+    )
+    command = [sys.executable, "-c", code, "--root", str(tmp_path / "store"), "images", "-q"]
+    loaded = set(subprocess.run(command, capture_output=True, text=True, check=True).stdout.split())
+    assert "pybuild.layers.images" in loaded
+    needless = {"hashlib", "pybuild.cli.templates", "pybuild.parser", "pybuild.builder.build", "pybuild.layers.gc"}
+    assert not loaded & ((HEAVY if os.geteuid() == 0 else HEAVY - {"subprocess"}) | needless)
