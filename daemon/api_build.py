@@ -19,6 +19,7 @@ from pybuild.errors import Cancelled, PybuildError
 from pybuild.layers.digest import Digest
 from pybuild.layers.references import Reference
 
+from .api_build_session import SessionBuilds
 from .api_classic import ClassicTranscript
 from .api_errors import ApiError, BadParameter, message_of, stream_error
 from .api_request import Parameters, parse_time, registry_credentials
@@ -45,6 +46,7 @@ class BuildRoutes:
 
     def __init__(self, daemon: Daemon) -> None:
         self._daemon = daemon
+        self._sessions = SessionBuilds(daemon)
 
     def register(self, router: Router) -> None:
         router.add("POST", "/build", self.build)
@@ -53,6 +55,8 @@ class BuildRoutes:
 
     async def build(self, request: web.Request) -> web.StreamResponse:
         parameters = parameters_of(request)
+        if parameters.text("version") == "2" and (parameters.text("session") or parameters.text("buildid")):
+            return await self._sessions.build(request, parameters)
         wanted = build_request(parameters)
         credentials = registry_credentials(request)
         cancel = threading.Event()
@@ -179,7 +183,9 @@ def build_request(parameters: Parameters) -> BuildRequest:
     """What the query asks for; the context is the request's body, or ``remote``. Raises BadParameter, ApiError."""
     if parameters.text("session") or parameters.text("remote") == "client-session":
         raise ApiError(
-            "builds with a session are not supported", status=501, hint="set DOCKER_BUILDKIT=0, or use pybuild -H"
+            "the classic builder takes no files from a session",
+            status=501,
+            hint="ask for version=2, the BuildKit builder",
         )
     if parameters.text("version") not in ("", "1", "2"):
         raise BadParameter(f"invalid builder version {parameters.text('version')!r}")

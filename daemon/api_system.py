@@ -55,7 +55,7 @@ class SystemRoutes:
         router.add("GET", "/health", self.health)
 
     async def ping(self, request: web.Request) -> web.StreamResponse:
-        headers = {**_NO_CACHE, "Builder-Version": "1", "Swarm": "inactive"}
+        headers = {**_NO_CACHE, "Builder-Version": "2", "Swarm": "inactive"}
         if request.method == "HEAD":
             return web.Response(headers={**headers, "Content-Length": "0"}, content_type="text/plain", charset="utf-8")
         return web.Response(text="OK", headers=headers)

@@ -132,8 +132,9 @@ def missing_capabilities(attributes: Mapping[str, str]) -> tuple[str, ...]:
     return tuple(name for name in asked if name and name not in FRONTEND_CAPABILITIES)
 
 
-def sources_of(attributes: Mapping[str, str], *, inputs: Iterable[str] = ()) -> Sources:
-    """Where the files come from; ``inputs``: names of results of other builds that came with the request. Raises PybuildError."""
+def sources_of(attributes: Mapping[str, str], *, inputs: Iterable[str] = (), archive: bool = False) -> Sources:
+    """Where the files come from; ``inputs``: names of results of other builds that came with the request; ``archive``: the context is one that is here
+    already. Raises PybuildError."""
     given_inputs = frozenset(inputs)
     key = attributes.get("contextkey", "context")
     remote = attributes.get(key, "")
@@ -143,7 +144,7 @@ def sources_of(attributes: Mapping[str, str], *, inputs: Iterable[str] = ()) -> 
     if not remote and "context" in given_inputs and "input:context" in attributes:
         # Clients that can't be sure of the query form of repositories send the graph of one; its text says the same.
         remote = attributes["input:context"]
-    elsewhere = bool(remote or upload)
+    elsewhere = bool(remote or upload or archive)
     directories: dict[str, str] = {}
     layouts: dict[str, LayoutSource] = {}
     named_inputs: dict[str, str] = {}
@@ -233,7 +234,7 @@ def output_of(kind: str, attributes: Mapping[str, str], *, dest: str | None) -> 
     given = {
         name: value
         for name, value in attributes.items()
-        if name not in ("type", "dest", "context", "prefer-image-digest", "buildinfo-attrs")
+        if name not in ("type", "dest", "context", "squash", "prefer-image-digest", "buildinfo-attrs")
     }
     # What an output without these attributes does is another matter on the command line.
     if kind in ("image", "moby"):

@@ -114,7 +114,8 @@ class Bridge:
         # How older clients have a result made: they ask for its root.
         await self._builds.layout(job, wanted)
         response = gateway_pb2.StatFileResponse()
-        response.stat.path, response.stat.mode = "/", _GO_DIRECTORY | 0o755
+        response.stat.path = b"/"
+        response.stat.mode = _GO_DIRECTORY | 0o755
         return response
 
     async def read_dir(self, request: gateway_pb2.ReadDirRequest, call: Call) -> gateway_pb2.ReadDirResponse:

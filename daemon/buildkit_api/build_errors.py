@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Final
 
 from pybuild.builder.failure import BuildFailed
 from pybuild.errors import Cancelled, PybuildError
+from pybuild.parser.errors import DockerfileError
 
 from .rpc import Code, Detail, RpcError
 from .status_log import printable
@@ -32,9 +33,15 @@ def rpc_error(error: PybuildError, dockerfile: Dockerfile | None) -> RpcError:
     if not isinstance(error, BuildFailed):
         return RpcError(Code.UNKNOWN, printable(_with_hint(error.message, error.hint)))
     details = []
-    if dockerfile is not None and error.lines is not None:
-        details.append(_source(dockerfile, error.lines))
-    return RpcError(Code.UNKNOWN, printable(_with_hint(error.reason, error.hint)), details=details)
+    cause = error.__cause__
+    if isinstance(cause, DockerfileError) and cause.text is not None:
+        # Also of a Dockerfile that can't be parsed.
+        details = [_source(cause.filename, cause.text, cause.lines)]
+    elif dockerfile is not None:
+        details = [_source(dockerfile.filename, dockerfile.text, error.lines)]
+    return RpcError(
+        Code.UNKNOWN, printable(_with_hint(error.reason, error.hint)), details=[each for each in details if each]
+    )
 
 
 def unsupported_subrequest(name: str) -> RpcError:
@@ -50,16 +57,18 @@ def unsupported_capability(name: str) -> RpcError:
 
 
 def _with_hint(message: str, hint: str | None) -> str:
-    # The protocol has one sentence only.
-    return f"{message} ({hint})" if hint else message
+    # The protocol has one sentence only. Where this machine has looked for something is no business of a client's.
+    return f"{message} ({hint})" if hint and not hint.startswith("looked for it at /") else message
 
 
-def _source(dockerfile: Dockerfile, lines: tuple[int, int]) -> Detail:
+def _source(filename: str, text: str, lines: tuple[int, int] | None) -> Detail | None:
+    if lines is None:
+        return None
     first, last = lines
     value = {
         "info": {
-            "filename": printable(dockerfile.filename),
-            "data": base64.b64encode(dockerfile.text.encode("utf-8", "surrogateescape")).decode("ascii"),
+            "filename": printable(filename),
+            "data": base64.b64encode(text.encode("utf-8", "surrogateescape")).decode("ascii"),
             "language": "Dockerfile",
         },
         "ranges": [{"start": {"line": first}, "end": {"line": last}}],

@@ -32,24 +32,28 @@ _RESULT: Final = "pybuild-result://"
 @dataclass(slots=True, eq=False)
 class Wanted:
     """A result that a client has asked for, to be built when it is needed. ``inputs``: results of other builds by name; ``download``: the URL of a file,
-    when that is all there is; ``layout``: the image as an OCI layout with its digest, once another build needs it."""
+    when that is all there is; ``archive``: the context, when it
+    has come already; ``layout``: the image as an OCI layout with its digest, once another build needs it."""
 
     id: str
     attributes: Mapping[str, str]
     cache_from: tuple[str, ...] = ()
     inputs: Mapping[str, common_pb2.Definition] = field(default_factory=dict)
     download: str = ""
+    archive: Path | None = None
     layout: asyncio.Task[tuple[Path, str]] | None = None
 
 
 class BuildJob:
-    """One build. ``returned``: what the client that drives it by itself ends with; ``cancel``: ends its work."""
+    """One build. ``returned``: what the client that drives it by itself ends with; ``cancel``: ends its work;
+    ``over``: set at its end."""
 
     def __init__(self, request: control_pb2.SolveRequest, loop: asyncio.AbstractEventLoop) -> None:
         self.request = request
         self.ref = request.ref
         self.log = StatusLog(loop)
         self.cancel = threading.Event()
+        self.over = asyncio.Event()
         self.returned: asyncio.Future[gateway_pb2.ReturnRequest] = loop.create_future()
         self.wanted: dict[str, Wanted] = {}
         self.read: Dockerfile | None = None
@@ -64,6 +68,7 @@ class BuildJob:
 
     def close(self) -> None:
         """The build is over."""
+        self.over.set()
         self.log.finish()
         self._held.close()
 

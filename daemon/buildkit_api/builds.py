@@ -165,7 +165,7 @@ class Builds:
         files: bool = True,
     ) -> BuildRequest:
         """The request with everything that the client has, on this machine."""
-        sources = sources_of(wanted.attributes, inputs=wanted.inputs)
+        sources = sources_of(wanted.attributes, inputs=wanted.inputs, archive=wanted.archive is not None)
         request = build_request(
             wanted.attributes,
             machine=host_platform(),
@@ -179,6 +179,7 @@ class Builds:
             sources,
             self._daemon.engine.store.root / _REMOTES,
             scratch,
+            wanted.archive,
         )
         request = await contexts.bring(request, stack, files=files)
         if not files:

@@ -30,13 +30,15 @@ _DEFAULT: Final = "Dockerfile"
 
 @dataclass(slots=True)
 class ClientContexts:
-    """Brings the contexts of one build. ``remotes``: the store's place for trees that are kept; ``scratch``: a directory of this build."""
+    """Brings the contexts of one build. ``remotes``: the store's place for trees that are kept; ``scratch``: a directory of this build;
+    ``archive``: the context, when it has come already."""
 
     sessions: Sessions
     session: Session
     sources: Sources
     remotes: Path
     scratch: Path
+    archive: Path | None = None
 
     async def bring(self, request: BuildRequest, stack: AsyncExitStack, *, files: bool = True) -> BuildRequest:
         """``request`` with paths of this machine; the trees are held until ``stack`` ends. ``files``: False for who reads nothing but the Dockerfile.
@@ -53,8 +55,8 @@ class ClientContexts:
             dockerfile = str(directory / _inside(name))
         if sources.remote:
             request = replace(request, context=sources.remote, dockerfile=dockerfile)
-        elif sources.upload:
-            archive = await self._archive(sources.upload)
+        elif sources.upload or self.archive is not None:
+            archive = self.archive or await self._archive(sources.upload)
             request = replace(
                 request, context="-", dockerfile=dockerfile, stdin=stack.enter_context(archive.open("rb"))
             )

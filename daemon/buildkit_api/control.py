@@ -121,7 +121,7 @@ class Control:
     async def disk_usage(self, request: control_pb2.DiskUsageRequest, call: Call) -> control_pb2.DiskUsageResponse:
         from pybuild.layers.usage import UsageFilter
 
-        filters = [UsageFilter.parse(text) for text in request.filter]
+        filters = [UsageFilter.parse(text) for text in request.filter if text]
         usage = await self._daemon.work.call_long(self._daemon.engine.usage)
         rows = [row for row in usage.cache if not filters or any(each.matches(row) for each in filters)]
         return control_pb2.DiskUsageResponse(record=[_usage_record(row) for row in rows])
@@ -131,7 +131,7 @@ class Control:
         from pybuild.layers.usage import UsageFilter
 
         policy = PrunePolicy(
-            filters=tuple(UsageFilter.parse(text) for text in request.filter),
+            filters=tuple(UsageFilter.parse(text) for text in request.filter if text),
             keep_duration_seconds=request.keep_duration / _NANOSECONDS,
             max_used_bytes=request.max_used_space,
             reserved_bytes=request.reserved_space,

@@ -242,7 +242,7 @@ def test_ping_has_the_headers_that_clients_negotiate_with(daemon: RunningDaemon)
         answer = daemon.request(method, "/_ping")
         assert answer.body == body
         assert answer.headers["Api-Version"] == "1.56"
-        assert answer.headers["Builder-Version"] == "1"
+        assert answer.headers["Builder-Version"] == "2"
         assert answer.headers["Ostype"] == "linux"
         assert answer.headers["Cache-Control"] == "no-cache, no-store, must-revalidate"
 
