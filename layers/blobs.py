@@ -13,7 +13,6 @@ for all. A blob that a power cut damaged is found by whoever reads it, and remov
 from __future__ import annotations
 
 import errno
-import hashlib
 import io
 import itertools
 import os
@@ -25,7 +24,7 @@ from typing import BinaryIO, Protocol
 
 from pybuild.errors import PybuildError
 
-from .digest import CHUNK_BYTES, Digest, InvalidDigest
+from .digest import CHUNK_BYTES, Digest, InvalidDigest, new_hasher
 from .locks import is_current, open_locked, try_own
 
 _PARTIAL = "partial-"
@@ -89,7 +88,7 @@ class _VerifiedFile(io.RawIOBase):
         self._digest = digest
         self._left = size
         self._on_corrupt = on_corrupt
-        self._hasher: _Hasher = hashlib.new(digest.algorithm, usedforsecurity=False)
+        self._hasher: _Hasher = new_hasher(digest.algorithm)
         self._checked = False
 
     def readable(self) -> bool:
@@ -137,7 +136,7 @@ class Ingest:
         self._expected = expected
         self._expected_size = expected_size
         self._partial = None if partial_key is None else store.partial_path(partial_key)
-        self._hasher: _Hasher = hashlib.new(algorithm, usedforsecurity=False)
+        self._hasher: _Hasher = new_hasher(algorithm)
         self._path: Path | None = None
         self._file: io.BufferedWriter
         self._committed = False
@@ -170,7 +169,7 @@ class Ingest:
         """Forget what is there: the sender can't go on from ``offset``."""
         self._file.seek(0)
         self._file.truncate(0)
-        self._hasher = hashlib.new(self._algorithm, usedforsecurity=False)
+        self._hasher = new_hasher(self._algorithm)
         self.offset = 0
 
     def write(self, chunk: bytes | memoryview) -> int:
@@ -422,7 +421,7 @@ class BlobStore:
 
     def partial_path(self, key: str) -> Path:
         """The file that keeps the beginning of the download named ``key``."""
-        return self._ingest / (_PARTIAL + hashlib.sha256(os.fsencode(key)).hexdigest())
+        return self._ingest / (_PARTIAL + Digest.of(os.fsencode(key)).hex)
 
     def temporary(self) -> tuple[io.BufferedWriter, Path | None]:
         """A new file in ``ingest/`` owned by this process: without a name where the file system can do that."""

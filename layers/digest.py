@@ -5,11 +5,13 @@ Owns parsing and computing; refuses to know where content is kept.
 
 from __future__ import annotations
 
-import hashlib
-from typing import BinaryIO
+from typing import TYPE_CHECKING, BinaryIO
 
 from pybuild.errors import PybuildError
 from pybuild.values import dataclass, pattern
+
+if TYPE_CHECKING:
+    import hashlib
 
 _LENGTHS = {"sha256": 64, "sha384": 96, "sha512": 128}
 _HEX = pattern(r"[0-9a-f]+\Z")
@@ -42,15 +44,22 @@ class Digest:
     @classmethod
     def of(cls, data: bytes, algorithm: str = "sha256") -> Digest:
         """The digest of ``data``."""
-        return cls(algorithm, hashlib.new(algorithm, data, usedforsecurity=False).hexdigest())
+        return cls(algorithm, new_hasher(algorithm, data).hexdigest())
 
     @classmethod
     def of_stream(cls, stream: BinaryIO, algorithm: str = "sha256") -> Digest:
         """The digest of all that is left in ``stream``, which the caller closes."""
-        hasher = hashlib.new(algorithm, usedforsecurity=False)
+        hasher = new_hasher(algorithm)
         while chunk := stream.read(CHUNK_BYTES):
             hasher.update(chunk)
         return cls(algorithm, hasher.hexdigest())
 
     def __str__(self) -> str:
         return f"{self.algorithm}:{self.hex}"
+
+
+def new_hasher(algorithm: str, data: bytes = b"") -> hashlib._Hash:
+    """A hash of one of the algorithms of digests, begun with ``data``. OpenSSL is loaded by the first: listing images needs none."""
+    import hashlib
+
+    return hashlib.new(algorithm, data, usedforsecurity=False)

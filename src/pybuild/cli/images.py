@@ -11,7 +11,6 @@ from pybuild.errors import PybuildError
 from .environment import Environment
 from .options import Parser
 from .tables import age_of, docker_time, human_size, parse_time, print_rows
-from .templates import render
 
 _COLUMNS = {"Repository": "REPOSITORY", "Tag": "TAG", "ID": "IMAGE ID", "CreatedSince": "CREATED", "Size": "SIZE"}
 
@@ -88,6 +87,8 @@ def inspect(arguments: list[str], environment: Environment) -> int:
             except PybuildError as error:
                 missing.append(error)
     if options.format:
+        from .templates import render
+
         for item in found:
             text = json.dumps(item, ensure_ascii=False) if options.format == "json" else render(options.format, item)
             print(text)
