@@ -250,7 +250,7 @@ class Collector:
             connection.execute(
                 "DELETE FROM blob_origin WHERE seen < ? AND digest NOT IN (SELECT digest FROM layer_blob)"
                 " AND digest NOT IN (SELECT digest FROM remote_layer)",
-                (now if survey.horizon is None else survey.horizon,),
+                (float("inf") if survey.horizon is None else survey.horizon,),
             )
             connection.executemany(
                 "DELETE FROM fact WHERE kind = ? AND key = ?", [(fact.kind, fact.key) for fact in plan.dead_facts]

@@ -106,7 +106,9 @@ def _survey(store: Store, horizon: float | None, sizes: Mapping[Path, int]) -> S
         digest = Digest.parse(text)
         if digest in blobs:
             layers[diff_id].blobs[digest] = blobs[digest][0]
-    remote: dict[str, float] = dict(store.database.query("SELECT diff_id, max(touched) FROM remote_layer GROUP BY diff_id"))
+    remote: dict[str, float] = dict(
+        store.database.query("SELECT diff_id, max(touched) FROM remote_layer GROUP BY diff_id")
+    )
     for diff_id in remote:
         layers.setdefault(diff_id, LayerRow(diff_id))
     records = [
