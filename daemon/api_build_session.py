@@ -56,10 +56,12 @@ class SessionBuilds:
             exporters=[control_pb2.Exporter(type=kind, attrs=attributes) for kind, attributes in exporters],
             entitlements=["network.host"] if parameters.text("networkmode") == "host" else [],
         )
-        return await self._stream(request, solve, uploaded=parameters.text("remote") == _UPLOAD)
+        return await self._stream(
+            request, solve, uploaded=parameters.text("remote") == _UPLOAD, quiet=parameters.flag("q")
+        )
 
     async def _stream(
-        self, request: web.Request, solve: Any, *, uploaded: bool
+        self, request: web.Request, solve: Any, *, uploaded: bool, quiet: bool
     ) -> web.StreamResponse:  # Any: a message
         builds = self._daemon.buildkit.builds
         job = builds.jobs.begin(solve)

@@ -11,9 +11,10 @@ from pybuild.errors import PybuildError
 
 from .attributes import cache_text, missing_capabilities, require_frontend, subrequest_of
 from .build_errors import rpc_error, unsupported_capability
-from .build_jobs import BuildJob, Wanted, operations
+from .build_jobs import BuildJob, Wanted
 from .capabilities import FRONTEND_CAPS, LLB_CAPS, capabilities, worker
-from .messages import gateway_pb2
+from .graph_sources import GO_DIRECTORY, GraphSource
+from .messages import files_pb2, gateway_pb2
 from .rpc import Code, RpcError
 
 if TYPE_CHECKING:
@@ -23,7 +24,6 @@ if TYPE_CHECKING:
 
 _SERVICE: Final = "/moby.buildkit.v1.frontend.LLBBridge/"
 _BUILD_ID: Final = "buildkit-controlapi-buildid"
-_READ_LIMIT: Final = 16 << 20
 
 Call = Any  # Any: a ServerCall of the method's messages
 
@@ -59,7 +59,7 @@ class Bridge:
         job = await self._job(call)
         try:
             if not request.frontend and getattr(request.definition, "def"):
-                wanted = job.want({}, download=_download(request))
+                wanted = job.want({}, source=GraphSource.of(request.definition))
                 return _result(job, wanted)
             require_frontend(request.frontend, request.frontend_opt)
             for name in missing_capabilities(request.frontend_opt):
@@ -96,30 +96,26 @@ class Bridge:
 
     async def read_file(self, request: gateway_pb2.ReadFileRequest, call: Call) -> gateway_pb2.ReadFileResponse:
         job = await self._job(call)
-        wanted = job.find(request.ref)
-        if not wanted.download:
-            raise _no_files()
-        data = await self._builds.download(job, wanted)
-        if request.HasField("range"):
-            data = data[request.range.offset :][: request.range.length or None]
-        if len(data) > _READ_LIMIT:
-            raise RpcError(Code.RESOURCE_EXHAUSTED, f"the file is larger than {_READ_LIMIT >> 20} MiB")
+        offset, length = request.range.offset, request.range.length
+        data = await self._builds.look(
+            job, _source(job, request.ref), lambda files: files.read(request.file_path, offset=offset, length=length)
+        )
         return gateway_pb2.ReadFileResponse(data=data)
 
     async def stat_file(self, request: gateway_pb2.StatFileRequest, call: Call) -> gateway_pb2.StatFileResponse:
         job = await self._job(call)
         wanted = job.find(request.ref)
-        if request.path.strip("/") not in ("", ".") or wanted.download:
-            raise _no_files()
-        # How older clients have a result made: they ask for its root.
-        await self._builds.layout(job, wanted)
-        response = gateway_pb2.StatFileResponse()
-        response.stat.path = b"/"
-        response.stat.mode = _GO_DIRECTORY | 0o755
-        return response
+        if wanted.source is None and request.path.strip("/") in ("", "."):
+            # How older clients have a result made: they ask for its root.
+            await self._builds.layout(job, wanted)
+            return gateway_pb2.StatFileResponse(stat=files_pb2.Stat(path=b"/", mode=GO_DIRECTORY | 0o755))
+        found = await self._builds.look(job, _source(job, request.ref), lambda files: files.describe(request.path))
+        return gateway_pb2.StatFileResponse(stat=found)
 
     async def read_dir(self, request: gateway_pb2.ReadDirRequest, call: Call) -> gateway_pb2.ReadDirResponse:
-        raise _no_files()
+        job = await self._job(call)
+        found = await self._builds.look(job, _source(job, request.ref), lambda files: files.names(request.dir_path))
+        return gateway_pb2.ReadDirResponse(entries=found)
 
     async def warn(self, request: gateway_pb2.WarnRequest, call: Call) -> gateway_pb2.WarnResponse:
         return gateway_pb2.WarnResponse()
@@ -131,10 +127,6 @@ class Bridge:
         return await self._builds.jobs.get(ref)
 
 
-_GO_DIRECTORY: Final = 1 << 31
-"""Go's fs.ModeDir."""
-
-
 def _result(job: BuildJob, wanted: Wanted) -> gateway_pb2.SolveResponse:
     ref = gateway_pb2.Ref(id=wanted.id, **_definition(job.definition(wanted)))
     return gateway_pb2.SolveResponse(result=gateway_pb2.Result(ref=ref))
@@ -144,15 +136,8 @@ def _definition(value: Any) -> Mapping[str, Any]:  # Any: a message; ``def`` is 
     return {"def": value}
 
 
-def _download(request: gateway_pb2.SolveRequest) -> str:
-    """The URL of a graph that is a single download: how clients have a Dockerfile fetched. Raises PybuildError for every other graph."""
-    sources = [each.source.identifier for each in operations(request.definition) if each.source.identifier]
-    others = [each for each in operations(request.definition) if not each.source.identifier]
-    if len(sources) == 1 and len(others) == 1 and sources[0].startswith(("http://", "https://")):
-        return sources[0]
-    require_frontend("", {})
-    raise AssertionError("refused above")
-
-
-def _no_files() -> RpcError:
-    return RpcError(Code.UNIMPLEMENTED, "files of a result can't be read while it is built")
+def _source(job: BuildJob, id: str) -> GraphSource:
+    found = job.find(id).source
+    if found is None:
+        raise RpcError(Code.UNIMPLEMENTED, "files of a result can't be read while it is built")
+    return found

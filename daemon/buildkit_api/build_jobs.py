@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
     from pybuild.parser import Dockerfile
 
+    from .graph_sources import GraphSource
+
 _KEPT_SECONDS: Final = 30.0
 """How long the progress of a build can still be asked for after its end."""
 
@@ -31,7 +33,7 @@ _RESULT: Final = "pybuild-result://"
 
 @dataclass(slots=True, eq=False)
 class Wanted:
-    """A result that a client has asked for, to be built when it is needed. ``inputs``: results of other builds by name; ``download``: the URL of a file,
+    """A result that a client has asked for, to be built when it is needed. ``inputs``: results of other builds by name; ``source``: the source,
     when that is all there is; ``archive``: the context, when it
     has come already; ``layout``: the image as an OCI layout with its digest, once another build needs it."""
 
@@ -39,7 +41,7 @@ class Wanted:
     attributes: Mapping[str, str]
     cache_from: tuple[str, ...] = ()
     inputs: Mapping[str, common_pb2.Definition] = field(default_factory=dict)
-    download: str = ""
+    source: GraphSource | None = None
     archive: Path | None = None
     layout: asyncio.Task[tuple[Path, str]] | None = None
 
@@ -83,10 +85,10 @@ class BuildJob:
         *,
         cache_from: tuple[str, ...] = (),
         inputs: Mapping[str, common_pb2.Definition] | None = None,
-        download: str = "",
+        source: GraphSource | None = None,
     ) -> Wanted:
         """Note a result under a new identifier."""
-        wanted = Wanted(uuid.uuid4().hex, dict(attributes), cache_from, dict(inputs or {}), download)
+        wanted = Wanted(uuid.uuid4().hex, dict(attributes), cache_from, dict(inputs or {}), source)
         self.wanted[wanted.id] = wanted
         return wanted
 
@@ -106,7 +108,11 @@ class BuildJob:
         from pybuild.layers.digest import Digest
 
         last.inputs.add(digest=str(Digest.of(first)))
-        return common_pb2.Definition(**{"def": [first, last.SerializeToString(deterministic=True)]})
+        definition = common_pb2.Definition()
+        getattr(definition, "def").extend([first, last.SerializeToString(deterministic=True)])
+        # To clients a graph without metadata is none.
+        definition.metadata[last.inputs[0].digest].SetInParent()
+        return definition
 
 
 class BuildJobs:

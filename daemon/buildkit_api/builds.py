@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
     from ..api_server import Daemon
     from ..remotes_on_demand import RemotesOnDemand
+    from .graph_sources import GraphSource, SourceFiles
     from .messages import control_pb2
     from .sessions import Session, Sessions
 
@@ -132,17 +133,21 @@ class Builds:
             except (PybuildError, OSError) as error:
                 raise _told(error, job) from error
 
-    async def download(self, job: BuildJob, wanted: Wanted) -> bytes:
-        """The file behind a result's URL. Raises RpcError."""
+    async def look(self, job: BuildJob, source: GraphSource, ask: Callable[[SourceFiles], T]) -> T:
+        """What ``ask`` finds in a source. Raises RpcError."""
         session = await self._session(job)
+        store = self._daemon.engine.store
 
-        def fetch() -> bytes:
-            with self._daemon.engine.store.lease():
-                file = self._remotes(job).http(wanted.download, checksum=None)
-                return Path(file.path).read_bytes()
+        def work() -> T:
+            with (
+                store.lease(),
+                store.active.make() as scratch,
+                source.opened(self._remotes(job), scratch=scratch) as files,
+            ):
+                return ask(files)
 
         try:
-            return await self._threaded(job, session, fetch)
+            return await self._threaded(job, session, work)
         except (PybuildError, OSError) as error:
             raise _told(error, job) from error
 
