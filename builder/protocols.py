@@ -110,7 +110,7 @@ ProcessMount: TypeAlias = HostMount | OverlayMount | TemporaryMount | DataMount 
 @dataclass(frozen=True, slots=True)
 class Terminal:
     """A person's terminal. ``size``: rows and columns; ``kind``: as TERM has it; ``connection``: the socket that leads to it
-    (``daemon/client_terminal.py`` has its messages), None for this process's own."""
+    (``daemon/terminal.py`` has its messages), None for this process's own."""
 
     size: tuple[int, int] = (24, 80)
     kind: str = "xterm"

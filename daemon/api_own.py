@@ -6,6 +6,8 @@ Reads and writes while the other side does the same: a build's context is asked 
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import json
 from typing import TYPE_CHECKING, Final
 
@@ -17,6 +19,7 @@ from .api_errors import ApiError
 from .api_own_names import CONTENT_TYPE
 from .api_request import registry_credentials
 from .api_work import Job
+from .channels import CallChannels, Channels
 from .remote_calls import METHODS, Call
 from .wire import WireError, decode, dumps, error_payload, frame
 
@@ -26,6 +29,7 @@ if TYPE_CHECKING:
 
 _ARGUMENTS_LIMIT: Final = 512 << 20
 """A list of some million paths."""
+_CHANNEL_BYTES: Final = 64 << 10
 
 
 class OwnRoutes:
@@ -33,9 +37,39 @@ class OwnRoutes:
 
     def __init__(self, daemon: Daemon) -> None:
         self._daemon = daemon
+        self._channels = Channels()
 
     def register(self, router: Router) -> None:
         router.add("POST", "/pybuild/call/{method}", self.call)
+        router.add("POST", "/pybuild/channel/{token}", self.channel)
+
+    async def channel(self, request: web.Request) -> web.StreamResponse:
+        """A client comes for a channel of a call of its own: whoever knows the token."""
+        far = self._channels.claim(request.match_info["token"])
+        if far is None:
+            raise ApiError("no call waits for this channel", status=404)
+        reader, writer = await asyncio.open_unix_connection(sock=far)
+        response = web.StreamResponse(headers={"Content-Type": CONTENT_TYPE})
+        await response.prepare(request)
+
+        async def inwards() -> None:
+            with contextlib.suppress(OSError):
+                while data := await request.content.readany():
+                    writer.write(data)
+                    await writer.drain()
+                writer.write_eof()
+
+        task = asyncio.create_task(inwards())
+        try:
+            with contextlib.suppress(OSError):
+                while data := await reader.read(_CHANNEL_BYTES):
+                    await response.write(data)
+                await response.write_eof()
+        finally:
+            task.cancel()
+            writer.close()
+        response.force_close()
+        return response
 
     async def call(self, request: web.Request) -> web.StreamResponse:
         method = request.match_info["method"]
@@ -48,13 +82,17 @@ class OwnRoutes:
 
         def work(job: Job) -> None:
             try:
-                with self._daemon.engine.acting_for(credentials) as engine:
+                with (
+                    self._daemon.engine.acting_for(credentials) as engine,
+                    CallChannels(self._channels, job.output.send) as channels,
+                ):
                     call = Call(
                         engine=engine,
                         arguments=_arguments(job),
                         body=job.body,
                         send=job.output.send,
                         cancel=job.cancel,
+                        channels=channels,
                     )
                     result = function(call)
                 self._tell(method, call, result)

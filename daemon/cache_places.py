@@ -191,7 +191,7 @@ class RegistryPlace:
         """A small blob or manifest, verified. Raises PybuildError."""
         if descriptor.media_type in INDEX_TYPES or descriptor.media_type in (OCI_MANIFEST, DOCKER_MANIFEST):
             return self._repository.get_manifest(str(descriptor.digest), expected=descriptor).data
-        return _whole(descriptor, self.chunks(descriptor))
+        return whole_blob(descriptor, self.chunks(descriptor))
 
     def chunks(self, blob: Descriptor) -> Iterator[bytes]:
         """See CachePlace."""
@@ -259,7 +259,7 @@ class LayoutPlace:
 
     def read(self, descriptor: Descriptor) -> bytes:
         """A small blob, verified. Raises PybuildError, OSError."""
-        return _whole(descriptor, self.chunks(descriptor))
+        return whole_blob(descriptor, self.chunks(descriptor))
 
     def chunks(self, blob: Descriptor) -> Iterator[bytes]:
         """See CachePlace."""
@@ -337,7 +337,8 @@ def copy_blob(blob: Descriptor, source: BlobSource, target: BlobStore) -> None:
             ingest.commit()
 
 
-def _whole(descriptor: Descriptor, chunks: Iterator[bytes]) -> bytes:
+def whole_blob(descriptor: Descriptor, chunks: Iterator[bytes]) -> bytes:
+    """A small blob, verified. Raises InvalidCache, and what ``chunks`` does."""
     if descriptor.size > DOCUMENT_BYTES:
         raise InvalidCache(f"{descriptor.digest} has {descriptor.size} bytes, which is too large for a document")
     data = b"".join(chunks)

@@ -48,7 +48,7 @@ from pybuild.values import dataclass, replace
 
 from .cache_events import CacheEvents
 from .cache_layers import BlobForm, BlobPlace, BlobsOnDemand, CacheLayers
-from .cache_places import CachePlace, LayoutPlace, NoCacheThere, RegistryPlace
+from .cache_places import CachePlace, LayoutPlace, Layouts, NoCacheThere, RegistryPlace
 from .cache_repo import StepRepository
 from .registries import Registries
 
@@ -81,7 +81,7 @@ class BuildCachesHere:
         sources: Sequence[CacheSource],
         targets: Sequence[CacheTarget],
         repositories: Sequence[CacheRepository],
-        directory: str,
+        layouts: Layouts,
         store: Store,
         snapshots: SnapshotStore,
         cache: CacheIndex,
@@ -94,11 +94,11 @@ class BuildCachesHere:
         mounts_from: Sequence[MountsPlace] = (),
         mounts_to: Sequence[MountsPlace] = (),
     ) -> None:
-        """``directory``: what the caller's paths are relative to; ``lazy``: fetches what the store knows to be elsewhere; ``inline``: images carry their own cache; ``siblings``: names that the
+        """``layouts``: opens the caches that lie in directories; ``lazy``: fetches what the store knows to be elsewhere; ``inline``: images carry their own cache; ``siblings``: names that the
         image is pushed to before the caches are exported."""
         self._siblings = (*siblings, *(spec.ref for spec in repositories))
         self._inline = inline or any(target.type is CacheType.INLINE for target in targets)
-        self._directory = Path(directory)
+        self._layouts = layouts
         self._store = store
         self._cache = cache
         self._registries = registries
@@ -129,7 +129,7 @@ class BuildCachesHere:
             self._mounts = MountTravel(
                 sources=mounts_from,
                 targets=mounts_to,
-                directory=directory,
+                layouts=layouts,
                 store=store,
                 snapshots=snapshots,
                 registries=registries,
@@ -427,7 +427,7 @@ class BuildCachesHere:
     def _source(self, source: CacheSource) -> CachePlace:
         match source.type:
             case CacheType.LOCAL:
-                return LayoutPlace(self._directory / source.path, reference=source.digest or source.tag)
+                return self._layouts(source.path, source.digest or source.tag)
             case CacheType.S3:
                 from .cache_s3 import S3Place
 
@@ -439,7 +439,7 @@ class BuildCachesHere:
     def _target(self, target: CacheTarget) -> CachePlace:
         match target.type:
             case CacheType.LOCAL:
-                return LayoutPlace(self._directory / target.path, reference=target.tag)
+                return self._layouts(target.path, target.tag)
             case CacheType.S3:
                 from .cache_s3 import S3Place
 
@@ -492,9 +492,15 @@ def _kind(target: CacheTarget) -> str:
     return names[target.type]
 
 
+def layouts_below(directory: str) -> Layouts:
+    """Caches in directories of this machine; relative paths are relative to ``directory``."""
+    return lambda path, reference: LayoutPlace(Path(directory, path), reference=reference)
+
+
 def open_caches(
     request: BuildRequest,
     *,
+    layouts: Layouts,
     inline: bool,
     store: Store,
     snapshots: SnapshotStore,
@@ -509,7 +515,7 @@ def open_caches(
         sources=[parse_cache_from(text) for text in request.cache_from],
         targets=[parse_cache_to(text) for text in request.cache_to],
         repositories=[parse_cache_repo(text) for text in request.cache_repo],
-        directory=request.directory,
+        layouts=layouts,
         store=store,
         snapshots=snapshots,
         cache=cache,

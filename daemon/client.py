@@ -10,6 +10,7 @@ import json
 import os
 import threading
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, BinaryIO, Final
 
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 
     from pybuild.builder.build import BuildResult
     from pybuild.builder.progress import Progress
-    from pybuild.builder.protocols import ExitStatus
+    from pybuild.builder.protocols import ExitStatus, Terminal
     from pybuild.builder.request import BuildRequest
     from pybuild.builder.solver import Prediction
     from pybuild.layers.builds import BuildRecord
@@ -36,6 +37,8 @@ if TYPE_CHECKING:
     from pybuild.registry_client.push import PushReport
     from pybuild.registry_client.transfers import OnTransfer
 
+    from .client_channels import ClientChannels, Serve
+    from .failed_steps import AroundShell
     from .image_list import ImageFilter, ImageRow
     from .one_shot import RunOptions
     from .remote_values import BuildCauses, ImageHistory, LoadedImage, PullSummary
@@ -90,9 +93,16 @@ class RemoteEngine:
         on_event: Callable[[Any], None] | None = None,
         credentials: bool = False,
         cancel: threading.Event | None = None,
+        served: Mapping[str, Serve] | None = None,
     ) -> Any:
         headers = self._credentials() if credentials else ()
-        with exchange(self._address, method, headers=headers, cancel=cancel) as running:
+        with ExitStack() as stack:
+            channels: ClientChannels | None = None
+            if served:
+                from .client_channels import ClientChannels
+
+                channels = stack.enter_context(ClientChannels(self._address, served))
+            running = stack.enter_context(exchange(self._address, method, headers=headers, cancel=cancel))
             running.send(dumps(dict(arguments or {})) + b"\n")
             while stdin is not None and (piece := stdin.read(_PIECE)):
                 running.send(piece)
@@ -101,6 +111,8 @@ class RemoteEngine:
                 match kind:
                     case b"E" if on_event is not None:
                         on_event(loads(payload))
+                    case b"C" if channels is not None:
+                        channels.begin(loads(payload))
                     case b"D" if stdout is not None:
                         stdout(payload)
                     case b"O" if stderr is not None:
@@ -245,13 +257,20 @@ class RemoteEngine:
         on_output: Callable[[int, bytes], None],
         cancel: threading.Event,
         stdin: int | None = None,
+        terminal: Terminal | None = None,
     ) -> ExitStatus:
         """See Engine; volumes are directories of the daemon's machine."""
-        if options.terminal or stdin is not None:
-            raise UsageError("--tty and --interactive can't be used with a daemon")
+        from .client_channels import standard_input, terminal_session
+
+        served: dict[str, Serve] = {}
+        if stdin is not None:
+            served["stdin"] = standard_input(stdin)
+        if terminal is not None:
+            served["terminal"] = lambda channel, _: terminal_session(channel, kind=terminal.kind)
         found: ExitStatus = self._call(
             "run_image",
-            {"name": name, "options": options},
+            {"name": name, "options": options, "stdin": stdin is not None, "terminal": terminal is not None},
+            served=served,
             stdout=lambda data: on_output(1, data),
             stderr=lambda data: on_output(2, data),
             cancel=cancel,
@@ -309,18 +328,24 @@ class RemoteEngine:
         progress: Progress,
         cancel: threading.Event,
         stdout: BinaryIO | None = None,
-        around_shell: object = None,
+        around_shell: AroundShell | None = None,
     ) -> BuildResult:
         """See Engine: contexts, secrets and destinations are this machine's."""
-        found: BuildResult = self._build("build", request, progress, cancel, stdout)
+        found: BuildResult = self._build("build", request, progress, cancel, stdout, around_shell)
         return found
 
     def predict(self, request: BuildRequest, *, progress: Progress, cancel: threading.Event) -> list[Prediction]:
         """See Engine."""
-        return list(self._build("predict", request, progress, cancel, None))
+        return list(self._build("predict", request, progress, cancel, None, None))
 
     def _build(
-        self, method: str, request: BuildRequest, progress: Progress, cancel: threading.Event, stdout: BinaryIO | None
+        self,
+        method: str,
+        request: BuildRequest,
+        progress: Progress,
+        cancel: threading.Event,
+        stdout: BinaryIO | None,
+        around_shell: AroundShell | None,
     ) -> Any:
         from .client_build import BuildCall
 
@@ -328,7 +353,14 @@ class RemoteEngine:
             with exchange(self._address, method, headers=self._credentials(), cancel=cancel) as running:
                 return call(running)
 
-        return BuildCall(request, progress=progress, cancel=cancel, stdout=stdout).run(begin)
+        return BuildCall(
+            request,
+            progress=progress,
+            cancel=cancel,
+            stdout=stdout,
+            address=self._address,
+            around_shell=around_shell,
+        ).run(begin)
 
 
 def final(kind: bytes, payload: bytes, cancel: threading.Event | None) -> Any:

@@ -14,10 +14,11 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, Final, cast
 
-from pybuild.builder.cache_specs import parse_mounts_place
+from pybuild.builder.cache_specs import parse_cache_from, parse_cache_to, parse_mounts_place
 from pybuild.builder.contexts import DEFAULT_DOCKERFILE, ContextNotFound, DockerfileNotFound, open_local_context
 from pybuild.builder.contexts_local import LocalContext
 from pybuild.builder.contexts_named import IGNORE_FILE
@@ -31,7 +32,8 @@ from pybuild.layers.tar_write import write_tar
 from pybuild.values import dataclass, replace
 
 from .client import ended_early, final
-from .connection import Exchange
+from .client_channels import ClientChannels, Serve, agents, terminal_session
+from .connection import Channel, DaemonAddress, Exchange
 from .context_listing import ListedPath, entries_to_send, list_view, listing_text
 from .wire import WireError, dumps, loads
 
@@ -39,6 +41,8 @@ if TYPE_CHECKING:
     from pybuild.builder.outputs import Output
     from pybuild.builder.progress import Progress
     from pybuild.builder.request import BuildRequest
+
+    from .failed_steps import AroundShell
 
 _PIECE: Final = 1 << 18
 _DOCKERFILE_LIMIT: Final = 16 << 20
@@ -62,12 +66,21 @@ class BuildCall:
     """One build."""
 
     def __init__(
-        self, request: BuildRequest, *, progress: Progress, cancel: threading.Event, stdout: BinaryIO | None
+        self,
+        request: BuildRequest,
+        *,
+        progress: Progress,
+        cancel: threading.Event,
+        stdout: BinaryIO | None,
+        address: DaemonAddress,
+        around_shell: AroundShell | None = None,
     ) -> None:
         self._given = request
         self._progress = progress
         self._cancel = cancel
         self._stdout = stdout
+        self._address = address
+        self._around_shell = around_shell
         self._listings: dict[str, _Listing] = {}
         self._definition: dict[str, bytes] | None = None
         self._dockerfile_inside = False
@@ -81,8 +94,45 @@ class BuildCall:
             "definition": self._definition,
             "dockerfile_inside": self._dockerfile_inside,
             "client": _machine(),
+            "directory": self._given.directory,
         }
-        return begin(lambda running: self._talk(running, dumps(arguments) + b"\n"))
+        with ExitStack() as stack:
+            served = {"terminal": self._serve_terminal, "ssh": agents(self._agents(stack)), **self._caches()}
+            channels = stack.enter_context(ClientChannels(self._address, served))
+            return begin(lambda running: self._talk(running, dumps(arguments) + b"\n", channels))
+
+    def _caches(self) -> dict[str, Serve]:
+        """The directories of this machine that the build's caches lie in."""
+        given, mounts = self._given, "--cache-mounts"
+        sources = [parse_cache_from(text).path for text in given.cache_from]
+        sources += [parse_mounts_place(text, option=f"{mounts}-from").path for text in given.cache_mounts_from]
+        targets = [parse_cache_to(text).path for text in given.cache_to]
+        targets += [parse_mounts_place(text, option=f"{mounts}-to").path for text in given.cache_mounts_to]
+        if not any((*sources, *targets)):
+            return {}
+        from .client_places import serve_caches
+
+        here = given.directory
+        return {
+            "cache": serve_caches(
+                readable=[os.path.join(here, path) for path in sources if path],
+                writable=[os.path.join(here, path) for path in targets if path],
+            )
+        }
+
+    def _agents(self, stack: ExitStack) -> Mapping[str, str]:
+        """The agents that the build may use, as sockets: what a step may say to them is checked here. Raises AgentUnusable."""
+        if not self._given.ssh:
+            return {}
+        from .ssh_agent import serve_agents
+
+        directory = stack.enter_context(tempfile.TemporaryDirectory(prefix="pybuild-"))
+        return stack.enter_context(serve_agents(self._given.ssh, directory))
+
+    def _serve_terminal(self, channel: Channel, wanted: Mapping[str, Any]) -> None:  # Any: decoded JSON
+        if self._around_shell is not None:
+            with self._around_shell(str(wanted.get("text", ""))) as terminal:
+                terminal_session(channel, kind=terminal.kind)
 
     # --- before ------------------------------------------------------------------------------------------------------
 
@@ -104,6 +154,7 @@ class BuildCall:
             directory="/",
             secrets=tuple(replace(secret, path=None, value=_secret(secret)) for secret in request.secrets),
             named_contexts=self._named(request),
+            ssh=tuple(replace(source, paths=(), raw=False) for source in request.ssh),
         )
         if self._given.dockerfile == "-":
             assert self._given.stdin is not None
@@ -159,7 +210,7 @@ class BuildCall:
 
     # --- talking -----------------------------------------------------------------------------------------------------
 
-    def _talk(self, running: Exchange, arguments: bytes) -> Any:
+    def _talk(self, running: Exchange, arguments: bytes, channels: ClientChannels) -> Any:
         running.send(arguments)
         if not self._listings:
             self._send_stdin(running)
@@ -171,6 +222,8 @@ class BuildCall:
                     case b"N":
                         self._send_contexts(running, loads(payload))
                         running.end()
+                    case b"C":
+                        channels.begin(loads(payload))
                     case b"E":
                         self._progress.emit(loads(payload))
                     case b"F":
@@ -277,17 +330,6 @@ def _is_elsewhere(context: str) -> bool:
 
 def _checked(request: BuildRequest) -> BuildRequest:
     """Raises UsageError for what can't be done over a daemon."""
-    if request.ssh:
-        raise UsageError("--ssh can't be used with a daemon: the agent is on this machine")
-    if request.on_error == "shell":
-        raise UsageError("--on-error=shell can't be used with a daemon", hint="use --on-error=keep")
-    for option, values in (("--cache-from", request.cache_from), ("--cache-to", request.cache_to)):
-        if any("type=local" in value for value in values):
-            raise UsageError(f"{option} type=local can't be used with a daemon", hint="use type=registry")
-    mounts = (("--cache-mounts-from", request.cache_mounts_from), ("--cache-mounts-to", request.cache_mounts_to))
-    for option, values in mounts:
-        if any(parse_mounts_place(value, option=option).path for value in values):
-            raise UsageError(f"{option} with a directory can't be used with a daemon", hint="use a registry")
     for output in request.outputs:
         _check_output(output)
     return request

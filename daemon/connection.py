@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import http.client
+import io
 import json
 import os
+import select
 import socket
 import ssl
 import threading
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 from urllib.parse import quote
 
 from pybuild import __version__
@@ -96,9 +98,62 @@ class _Connection(http.client.HTTPConnection):
             made.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             made.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
             if address.certificates is not None:
-                made = _tls(address.certificates).wrap_socket(made, server_hostname=address.host)
+                made.settimeout(_CONNECT_SECONDS)
+                secured = _tls(address.certificates).wrap_socket(made, server_hostname=address.host)
+                secured.setblocking(False)
+                self.sock = _SharedTls(secured)
+                return
         made.settimeout(None)
         self.sock = made
+
+
+class _SharedTls:
+    """A TLS connection that one thread reads while another writes: OpenSSL wants one at a time. As much of a socket as http.client needs."""
+
+    def __init__(self, secured: ssl.SSLSocket) -> None:
+        self._secured = secured
+        self._lock = threading.Lock()
+
+    def _patiently(self, action: Callable[[], int]) -> int:
+        while True:
+            poll = select.poll()
+            try:
+                with self._lock:
+                    return action()
+            except ssl.SSLWantReadError:
+                poll.register(self._secured, select.POLLIN)
+            except ssl.SSLWantWriteError:
+                poll.register(self._secured, select.POLLOUT)
+            poll.poll()
+
+    def recv_into(self, buffer: memoryview | bytearray) -> int:
+        return self._patiently(lambda: self._secured.recv_into(buffer))
+
+    def sendall(self, data: bytes) -> None:
+        view = memoryview(data)
+        while view:
+            view = view[self._patiently(lambda: self._secured.send(view)) :]  # noqa: B023  # called at once
+
+    def makefile(self, mode: str) -> io.BufferedReader:
+        """For reading, which is all that an HTTP answer needs."""
+        return io.BufferedReader(_SharedTlsReader(self))
+
+    def shutdown(self, how: int) -> None:
+        socket.socket.shutdown(self._secured, how)
+
+    def close(self) -> None:
+        self._secured.close()
+
+
+class _SharedTlsReader(io.RawIOBase):
+    def __init__(self, shared: _SharedTls) -> None:
+        self._shared = shared
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any, /) -> int:  # Any: the buffer protocol
+        return self._shared.recv_into(buffer)
 
 
 def _tls(directory: Path) -> ssl.SSLContext:
@@ -162,6 +217,61 @@ class Exchange:
                 message = "it is not a daemon of pybuild, or one of another version"
             raise DaemonRefused(f"the daemon at {self._address.text}: {message}", status=response.status)
         return response
+
+
+class Channel:
+    """A byte stream in both directions; one thread may read while another writes. A context manager that closes it."""
+
+    def __init__(self, connection: _Connection, response: http.client.HTTPResponse) -> None:
+        self._connection = connection
+        self._response = response
+
+    def __enter__(self) -> Channel:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._connection.close()
+        self._response.close()
+
+    def read(self, size: int) -> bytes:
+        """What is there, at most ``size`` bytes; empty at the end."""
+        try:
+            return self._response.read1(size)
+        except (OSError, ValueError, AttributeError, http.client.HTTPException):
+            return b""
+
+    def write(self, data: bytes) -> None:
+        """Send all of it. Raises OSError."""
+        if data:
+            self._connection.send(b"%x\r\n%b\r\n" % (len(data), data))
+
+    def end(self) -> None:
+        """Nothing more will be written."""
+        self._connection.send(b"0\r\n\r\n")
+
+    def shutdown(self) -> None:
+        """End it from another thread."""
+        with suppress(OSError, AttributeError):
+            self._connection.sock.shutdown(socket.SHUT_RDWR)
+
+
+def open_channel(address: DaemonAddress, token: str) -> Channel:
+    """Come for a channel that the daemon told of. Raises DaemonUnreachable, DaemonRefused."""
+    connection = _Connection(address)
+    try:
+        connection.connect()
+        connection.putrequest("POST", f"/pybuild/channel/{quote(token)}", skip_accept_encoding=True)
+        connection.putheader("Content-Type", CONTENT_TYPE)
+        connection.putheader("Transfer-Encoding", "chunked")
+        connection.endheaders()
+        response = connection.getresponse()
+    except (OSError, http.client.HTTPException) as error:
+        connection.close()
+        raise DaemonUnreachable(address.text, str(error).lower()) from error
+    if response.status != 200:
+        connection.close()
+        raise DaemonRefused(f"the daemon at {address.text} has no such channel", status=response.status)
+    return Channel(connection, response)
 
 
 @contextmanager

@@ -252,7 +252,7 @@ class NamespaceExecutor:
             "privileged": spec.insecure,
             "control_group_parent": expand_slice(spec.cgroup_parent),
             "limits": list(spec.resources),
-            "terminal": _window_size() if spec.terminal else None,
+            "terminal": spec.terminal.size if spec.terminal else None,
         }
 
     def _resolver_file(self, spec: ProcessSpec) -> bytes:
@@ -292,16 +292,13 @@ def _accompany(spec: ProcessSpec, ready: StepReady, companions: contextlib.ExitS
 
         upstreams = [mount.upstream for mount in spec.mounts if isinstance(mount, SocketMount)]
         companions.enter_context(SocketForwarder(descriptors, upstreams))
-    if master is not None:
-        from .terminal import TerminalBridge
+    if master is not None and spec.terminal is not None:
+        from .terminal import RemoteTerminalBridge, TerminalBridge
 
-        companions.enter_context(TerminalBridge(master))
-
-
-def _window_size() -> tuple[int, int]:
-    from .terminal import window_size
-
-    return window_size(0)
+        connection = spec.terminal.connection
+        companions.enter_context(
+            TerminalBridge(master) if connection is None else RemoteTerminalBridge(master, connection=connection)
+        )
 
 
 def _limit(limit: tuple[str, int, int]) -> tuple[int, int, int]:

@@ -10,24 +10,27 @@ import os
 import selectors
 import socket
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from types import TracebackType
+
+from pybuild.errors import PybuildError
 
 CHUNK = 64 << 10
 
 
 class SocketForwarder:
-    """One thread that accepts on ``listeners`` and forwards to the host paths ``upstreams``, position by position.
+    """One thread that accepts on ``listeners`` and forwards to ``upstreams``, position by position: paths of the host's sockets, or what opens a
+    connection without waiting.
 
     Owns the listeners; leaving the context ends the thread and closes every connection.
     """
 
-    def __init__(self, listeners: Sequence[int], upstreams: Sequence[str]) -> None:
+    def __init__(self, listeners: Sequence[int], upstreams: Sequence[str | Callable[[], socket.socket]]) -> None:
         self._selector = selectors.DefaultSelector()
         self._peers: dict[socket.socket, socket.socket] = {}
         self._pending: dict[socket.socket, bytes] = {}
         self._ended: set[socket.socket] = set()
-        self._listeners: dict[socket.socket, str] = {}
+        self._listeners: dict[socket.socket, str | Callable[[], socket.socket]] = {}
         for descriptor, upstream in zip(listeners, upstreams, strict=True):
             listener = socket.socket(fileno=descriptor)
             listener.setblocking(False)
@@ -72,12 +75,10 @@ class SocketForwarder:
             client, _ = listener.accept()
         except OSError:
             return
-        upstream = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
-            upstream.connect(self._listeners[listener])
-        except OSError:
+            upstream = _opened(self._listeners[listener])
+        except (OSError, PybuildError):
             client.close()
-            upstream.close()
             return
         for end, peer in ((client, upstream), (upstream, client)):
             end.setblocking(False)
@@ -140,3 +141,15 @@ class SocketForwarder:
             self._pending.pop(one, None)
             self._ended.discard(one)
             one.close()
+
+
+def _opened(upstream: str | Callable[[], socket.socket]) -> socket.socket:
+    if not isinstance(upstream, str):
+        return upstream()
+    made = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        made.connect(upstream)
+    except OSError:
+        made.close()
+        raise
+    return made

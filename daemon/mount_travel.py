@@ -20,7 +20,6 @@ import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from pybuild.builder.cache_format import MOUNTS_TYPE, InvalidCache
@@ -37,7 +36,7 @@ from pybuild.layers.image import Manifest
 from pybuild.values import dataclass
 
 from .cache_events import CacheEvents
-from .cache_places import CachePlace, LayoutPlace, NoCacheThere, RegistryPlace
+from .cache_places import CachePlace, Layouts, NoCacheThere, RegistryPlace
 from .registries import Registries
 
 if TYPE_CHECKING:
@@ -78,15 +77,15 @@ class MountTravel:
         *,
         sources: Sequence[MountsPlace],
         targets: Sequence[MountsPlace],
-        directory: str,
+        layouts: Layouts,
         store: Store,
         snapshots: SnapshotStore,
         registries: Registries,
         events: CacheEvents,
         cancel: threading.Event,
     ) -> None:
-        """``directory``: what the caller's paths are relative to."""
-        self._directory = Path(directory)
+        """``layouts``: opens the places that are directories."""
+        self._layouts = layouts
         self._sources = tuple(sources)
         self._targets = tuple(targets)
         self._store = store
@@ -98,7 +97,7 @@ class MountTravel:
 
     def _place(self, spec: MountsPlace) -> CachePlace:
         if spec.path:
-            return LayoutPlace(self._directory / spec.path, reference=spec.tag)
+            return self._layouts(spec.path, spec.tag)
         return RegistryPlace(self._registries, spec.ref, cancel=self._cancel)
 
     # --- restoring ----------------------------------------------------------------------------------------------------

@@ -10,7 +10,7 @@ import threading
 from collections.abc import Callable
 
 from pybuild.builder.owners import read_accounts
-from pybuild.builder.protocols import Executor, ExitStatus, HostMount, ProcessSpec, Snapshots
+from pybuild.builder.protocols import Executor, ExitStatus, HostMount, ProcessSpec, Snapshots, Terminal
 from pybuild.errors import UsageError
 from pybuild.layers.image import DEFAULT_PATH, ImageConfig
 from pybuild.values import dataclass
@@ -28,7 +28,6 @@ class RunOptions:
     entrypoint: str | None = None
     network: str = "default"
     hostname: str = ""
-    terminal: bool = False
 
 
 def command_line(config: ImageConfig, options: RunOptions) -> tuple[str, ...]:
@@ -67,8 +66,10 @@ def run_once(
     on_output: Callable[[int, bytes], None],
     cancel: threading.Event,
     stdin: int | None = None,
+    terminal: Terminal | None = None,
 ) -> ExitStatus:
-    """Run and wait; ``stdin``: the descriptor that is the process's standard input, which has none otherwise. Raises PybuildError when the process can't be started, Cancelled."""
+    """Run and wait; ``stdin``: the descriptor that is the process's standard input, which has none otherwise; ``terminal``: the process gets
+    one, shown there. Raises PybuildError when the process can't be started, Cancelled."""
     args = command_line(config, options)
     env = dict(entry.partition("=")[::2] for entry in config.env)
     env.setdefault("PATH", DEFAULT_PATH)
@@ -76,7 +77,7 @@ def run_once(
     with snapshots.view(config.diff_ids) as view:
         user = read_accounts(view).process_user(config.user if options.user is None else options.user)
     env.setdefault("HOME", user.home)
-    if options.terminal:
+    if terminal is not None:
         env.setdefault("TERM", "xterm")
     mounts = tuple(parse_volume(text) for text in options.volumes)
     with snapshots.prepare(config.diff_ids) as active:
@@ -91,7 +92,7 @@ def run_once(
             mounts=mounts,
             network=options.network,
             hostname=options.hostname or "pybuild",
-            terminal=options.terminal,
+            terminal=terminal,
             stdin=stdin,
         )
         return executor.run(spec, on_output=on_output, cancel=cancel)

@@ -6,6 +6,7 @@ Owns which methods there are and what goes back. Knows no HTTP: a ``Call`` has s
 from __future__ import annotations
 
 import io
+import os
 import tarfile
 import threading
 from collections.abc import Callable, Mapping
@@ -18,6 +19,7 @@ from pybuild.builder.progress import Event
 from pybuild.errors import UsageError
 from pybuild.values import dataclass, replace
 
+from .client_terminal import client_agents, client_input, client_terminal
 from .context_listing import rows_from
 from .kept_contexts import kept_context
 from .remote_values import BuildCauses, ImageHistory, PullSummary
@@ -28,6 +30,8 @@ if TYPE_CHECKING:
     from pybuild.builder.request import BuildRequest
     from pybuild.registry_client.transfers import Transfer
 
+    from .cache_places import Layouts
+    from .channels import CallChannels
     from .engine import Engine
 
 _PIECE: Final = 1 << 18
@@ -57,6 +61,7 @@ class Call:
     body: BinaryIO
     send: Callable[[bytes], None]
     cancel: threading.Event
+    channels: CallChannels
     context_bytes: int = 0
 
     def event(self, value: Event | Transfer) -> None:
@@ -131,11 +136,16 @@ def import_image(call: Call) -> Any:
 
 
 def run_image(call: Call) -> Any:
-    return call.engine.run_image(
-        **call.arguments,
-        on_output=lambda stream, data: call.send(frame(b"D" if stream == 1 else b"O", data)),
-        cancel=call.cancel,
-    )
+    arguments = dict(call.arguments)
+    with_input, with_terminal = arguments.pop("stdin"), arguments.pop("terminal")
+    with ExitStack() as stack:
+        return call.engine.run_image(
+            **arguments,
+            on_output=lambda stream, data: call.send(frame(b"D" if stream == 1 else b"O", data)),
+            cancel=call.cancel,
+            stdin=stack.enter_context(client_input(call.channels)) if with_input else None,
+            terminal=stack.enter_context(client_terminal(call.channels, cancel=call.cancel)) if with_terminal else None,
+        )
 
 
 def pull(call: Call) -> PullSummary:
@@ -166,11 +176,17 @@ def build(call: Call) -> Any:
         scratch = stack.enter_context(call.engine.store.active.make())
         request = _with_contexts(call, request, stack)
         request = _with_definition(request, definition, call.body, scratch)
+        request = _with_agents(call, request, scratch, stack)
         outputs = request.outputs
         local = tuple(_redirected(output, scratch / f"output-{number}") for number, output in enumerate(outputs))
         out = call.stdout()
         result = call.engine.build(
-            replace(request, outputs=local), progress=_Events(call), cancel=call.cancel, stdout=out
+            replace(request, outputs=local),
+            progress=_Events(call),
+            cancel=call.cancel,
+            stdout=out,
+            around_shell=lambda text: client_terminal(call.channels, text, cancel=call.cancel),
+            layouts=_layouts(call),
         )
         out.flush()
         for number, output in enumerate(outputs):
@@ -187,9 +203,26 @@ def predict(call: Call) -> Any:
         scratch = stack.enter_context(call.engine.store.active.make())
         request = _with_contexts(call, call.arguments["request"], stack)
         request = _with_definition(request, call.arguments["definition"], call.body, scratch)
-        found = call.engine.predict(request, progress=_Events(call), cancel=call.cancel)
+        request = _with_agents(call, request, scratch, stack)
+        found = call.engine.predict(request, progress=_Events(call), cancel=call.cancel, layouts=_layouts(call))
         # Only what is shown of a step goes back: not the graph below it.
         return [replace(step, vertex=Vertex(Scratch(), (), step.vertex.note)) for step in found]
+
+
+def _layouts(call: Call) -> Layouts:
+    """Caches in directories are the client's."""
+    from .client_places import ClientPlace
+
+    directory = str(call.arguments["directory"])
+    return lambda path, reference: ClientPlace(
+        os.path.join(directory, path), reference=reference, channels=call.channels, cancel=call.cancel
+    )
+
+
+def _with_agents(call: Call, request: BuildRequest, scratch: Path, stack: ExitStack) -> BuildRequest:
+    if not request.ssh:
+        return request
+    return replace(request, ssh=stack.enter_context(client_agents(request.ssh, call.channels, scratch)))
 
 
 def _with_contexts(call: Call, request: BuildRequest, stack: ExitStack) -> BuildRequest:

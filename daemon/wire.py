@@ -5,6 +5,7 @@ Owns both forms. Only the classes listed here are ever made from what the other 
     frame = kind (1 byte) · length (4 bytes, big-endian) · payload
     E event (JSON)   D bytes for standard output   O bytes for standard error   N what is needed of contexts (JSON)
     F a file or directory output begins (JSON)     R result (JSON)              X error (JSON)
+    C a channel waits for the client (JSON, see ``channels.py``)
 """
 
 from __future__ import annotations

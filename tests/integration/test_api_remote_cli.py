@@ -225,11 +225,7 @@ def test_dockerfiles_and_contexts_may_be_anywhere(both: Both, context: Path, tmp
     both.over.run("build", "-q", "-", stdin=archive.getvalue())
 
 
-def test_what_a_daemon_can_not_do_is_said(both: Both, context: Path) -> None:
-    for option in ("--cache-to=type=local,dest=c", "--on-error=shell"):
-        refused = both.over.run("build", option, str(context), check=False)
-        assert refused.returncode == 2
-        assert "with a daemon" in refused.stderr
+def test_an_address_where_nobody_answers_is_named(both: Both) -> None:
     refused = both.over.run("-H", "unix:///no/such.sock", "images", check=False)
     assert refused.returncode == 1
     assert "can't talk to the daemon at unix:///no/such.sock" in refused.stderr

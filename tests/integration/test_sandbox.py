@@ -612,7 +612,9 @@ def test_a_terminal_is_the_steps_controlling_terminal(overlay: RootOverlay) -> N
     script = DRIVER.replace(
         '"sleep 3003 & echo started; sleep 3003"', "'tty; stty size; read x; echo got $x; ps -o pid,tty | head -3'"
     )
-    script = script.replace('cwd="/")', 'cwd="/", terminal=True)')
+    script = script.replace('cwd="/")', 'cwd="/", terminal=Terminal((40, 111)))').replace(
+        "import ProcessSpec", "import ProcessSpec, Terminal"
+    )
     master, slave = os.openpty()
     fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("4H", 40, 111, 0, 0))
     with subprocess.Popen(

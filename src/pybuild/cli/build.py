@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from pybuild.errors import PybuildError, UsageError
@@ -35,7 +36,10 @@ if TYPE_CHECKING:
 
     from pybuild.builder.build import BuildResult
     from pybuild.builder.outputs import Output
+    from pybuild.builder.protocols import Terminal
     from pybuild.builder.request import BuildRequest
+
+    from .progress import Collecting
 
 
 def parser() -> Parser:
@@ -236,7 +240,7 @@ def run_build(request: BuildRequest, options: Namespace, environment: Environmen
                 progress=progress,
                 cancel=cancel,
                 stdout=sys.stdout.buffer,
-                around_shell=progress.suspended,
+                around_shell=lambda text: terminal_shared(progress, text, environment),
             )
     finally:
         renderer.close()
@@ -247,6 +251,15 @@ def run_build(request: BuildRequest, options: Namespace, environment: Environmen
             report_warnings(progress.warnings)
     _write_results(result, options)
     return 0
+
+
+@contextmanager
+def terminal_shared(progress: Collecting, text: str, environment: Environment) -> Iterator[Terminal]:
+    """The terminal, for somebody else than the progress."""
+    from pybuild.daemon.terminal import own_terminal
+
+    with progress.suspended(text):
+        yield own_terminal(environment.variables)
 
 
 def run_prediction(request: BuildRequest, options: Namespace, environment: Environment) -> int:

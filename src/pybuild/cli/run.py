@@ -39,6 +39,7 @@ def run(arguments: list[str], environment: Environment) -> int:
     options = parser.parse(arguments)
     from pybuild.daemon.executor import ProgramNotStarted
     from pybuild.daemon.one_shot import RunOptions
+    from pybuild.daemon.terminal import own_terminal
 
     from .report import report_error
 
@@ -55,11 +56,11 @@ def run(arguments: list[str], environment: Environment) -> int:
                     entrypoint=options.entrypoint,
                     network=options.network,
                     hostname=options.hostname,
-                    terminal=options.tty,
                 ),
                 on_output=_write,
                 cancel=cancel,
                 stdin=sys.stdin.fileno() if options.interactive and not options.tty else None,
+                terminal=own_terminal(environment.variables) if options.tty else None,
             )
     except ProgramNotStarted as error:
         report_error(error)
