@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Final
 
 from aiohttp import web
 
+from pybuild import __version__
 from pybuild.errors import Cancelled, PybuildError
 
 from .api_errors import ApiError
@@ -73,6 +74,13 @@ class OwnRoutes:
 
     async def call(self, request: web.Request) -> web.StreamResponse:
         method = request.match_info["method"]
+        client = request.headers.get("User-Agent", "")
+        if client.startswith("pybuild/") and client != f"pybuild/{__version__}":
+            # What is sent are the engine's own values, and those change from version to version.
+            raise ApiError(
+                f"the client is {client.replace('/', ' ')[:40]} and this daemon pybuild {__version__}: calls need the same version on both sides",
+                status=400,
+            )
         function = METHODS.get(method)
         if function is None:
             raise ApiError(

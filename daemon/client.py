@@ -260,8 +260,13 @@ class RemoteEngine:
         terminal: Terminal | None = None,
     ) -> ExitStatus:
         """See Engine; volumes are directories of the daemon's machine."""
+        from pybuild.values import replace
+
         from .client_channels import standard_input, terminal_session
 
+        # A relative path means what it means here, though the directory is the daemon's.
+        given = (text.partition(":") for text in options.volumes)
+        options = replace(options, volumes=tuple(os.path.abspath(path) + mark + rest for path, mark, rest in given))
         served: dict[str, Serve] = {}
         if stdin is not None:
             served["stdin"] = standard_input(stdin)

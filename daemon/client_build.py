@@ -51,15 +51,22 @@ _LAYOUT: Final = "oci-layout://"
 
 @dataclass(frozen=True, slots=True)
 class _Listing:
-    """A directory of this machine that the daemon gets. ``prefix``: of the named context's value."""
+    """A directory of this machine that the daemon gets. ``prefix``, ``suffix``: what is around its path in the named context's value."""
 
     root: str
     rows: tuple[ListedPath, ...]
     prefix: str = ""
+    suffix: str = ""
 
     def to_wire(self) -> dict[str, Any]:  # Any: the JSON edge
         fresh = any(row.kind is Kind.FILE and not row.stamp for row in self.rows)
-        return {"place": self.root, "prefix": self.prefix, "rows": listing_text(self.rows), "fresh": fresh}
+        return {
+            "place": self.root,
+            "prefix": self.prefix,
+            "suffix": self.suffix,
+            "rows": listing_text(self.rows),
+            "fresh": fresh,
+        }
 
 
 class BuildCall:
@@ -195,17 +202,14 @@ class BuildCall:
             prefix = _LAYOUT if value.startswith(_LAYOUT) else ""
             path, suffix = value.removeprefix(prefix), ""
             if prefix:
-                path, mark, tag = (
-                    path.partition("@") if "@" in path else path.rpartition(":") if ":" in path else (path, "", "")
-                )
-                suffix = mark + tag
+                rest, at, digest = path.partition("@")
+                path, colon, tag = rest.partition(":")
+                suffix = colon + tag + at + digest
             root = os.path.normpath(os.path.join(request.directory, path))
             if not os.path.isdir(root) or "://" in path:
                 continue
-            if suffix:
-                raise UsageError(f"--build-context {name}: a layout with a tag or digest can't be sent to a daemon")
             view = LocalContext(root) if prefix else open_local_context(path, directory=request.directory).view
-            self._listings[name] = _Listing(root, list_view(view, also=[IGNORE_FILE]), prefix)
+            self._listings[name] = _Listing(root, list_view(view, also=[IGNORE_FILE]), prefix, suffix)
         return dict(request.named_contexts)
 
     # --- talking -----------------------------------------------------------------------------------------------------
@@ -221,6 +225,7 @@ class BuildCall:
                 match kind:
                     case b"N":
                         self._send_contexts(running, loads(payload))
+                        self._send_stdin(running)
                         running.end()
                     case b"C":
                         channels.begin(loads(payload))

@@ -253,7 +253,7 @@ def _with_contexts(call: Call, request: BuildRequest, stack: ExitStack) -> Build
             if request.dockerfile is not None and call.arguments["dockerfile_inside"]:
                 request = replace(request, dockerfile=str(tree.root / request.dockerfile))
         else:
-            named[name] = listings[name]["prefix"] + str(tree.root)
+            named[name] = listings[name]["prefix"] + str(tree.root) + listings[name]["suffix"]
     return replace(request, named_contexts=named)
 
 

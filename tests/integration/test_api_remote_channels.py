@@ -177,3 +177,20 @@ def test_cache_mounts_travel_to_the_clients_directory_and_back(over: Pybuild, tm
     )
     assert "restoring cache mount travel" in again.stderr
     assert re.search(r" file$", again.stderr, re.MULTILINE)
+
+
+def test_a_layout_with_a_tag_is_a_context(over: Pybuild, tmp_path: Path) -> None:
+    over.run(
+        "build", "-t", "base:tagged", "-o", "type=oci,tar=false,dest=layout", "-", stdin=b"FROM busybox\n", cwd=tmp_path
+    )
+    out = over.run(
+        "build", "--progress=plain", "--build-context", "base=oci-layout://layout:tagged", "-", cwd=tmp_path,
+        stdin=b"FROM base\nRUN echo from-the-layout\n",
+    )  # fmt: skip
+    assert "from-the-layout" in out.stderr
+
+
+def test_another_version_of_the_client_is_told_so(daemon: RunningDaemon) -> None:
+    answer = daemon.request("POST", "/pybuild/call/images", b"{}\n", headers={"User-Agent": "pybuild/99.0"})
+    assert answer.status == 400
+    assert "the client is pybuild 99.0 and this daemon pybuild" in answer.json()["message"]
