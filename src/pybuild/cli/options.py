@@ -86,16 +86,23 @@ def _read(declared: Sequence[Declared], arguments: Sequence[str]) -> dict[str, o
     options: dict[str, tuple[str, Mapping[str, Any]]] = {}
     positionals: list[tuple[str, Mapping[str, Any]]] = []
     for names, settings in declared:
-        if not settings.keys() <= _READ_HERE or settings.get("action", "append") != "append":
+        is_option = names[0].startswith("-")
+        # An option whose value may be missing is a closer look's, but only where it is used.
+        optional_value = is_option and settings.get("nargs") == "?"
+        if not settings.keys() - ({"const"} if optional_value else set()) <= _READ_HERE:
+            raise _Unusual
+        if settings.get("action", "append") != "append":
             raise _Unusual
         dest = _destination(names, settings)
         values[dest] = settings.get("default")
-        if names[0].startswith("-"):
-            if "nargs" in settings:
-                raise _Unusual
-            options.update((name, (dest, settings)) for name in names)
-        else:
+        if optional_value:
+            continue
+        if not is_option:
             positionals.append((dest, settings))
+        elif "nargs" in settings:
+            raise _Unusual
+        else:
+            options.update((name, (dest, settings)) for name in names)
     words = iter(arguments)
     given: list[str] = []
     for word in words:
