@@ -7,11 +7,14 @@ Not for layers (no whiteouts, no owners) nor for ``ADD``.
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import stat
+from pathlib import Path
 from typing import BinaryIO, Final, Protocol, cast
 
 from pybuild.errors import PybuildError
+from pybuild.layers.blobs import StoreFull
 from pybuild.layers.compression import CorruptStream, StreamTooLarge, decompressed
 from pybuild.layers.entries import Kind
 from pybuild.layers.tar_read import InvalidTar, TarEntry, TarReader
@@ -84,13 +87,15 @@ def unpack_archive(
     limit_entries: int = DEFAULT_LIMIT_ENTRIES,
 ) -> UnpackedArchive:
     """Unpack the tar in ``stream`` (which stays open) below ``directory``, an empty directory. ``limit_bytes`` counts what the
-    decompressor gives. Raises BadContextArchive."""
+    decompressor gives. Raises BadContextArchive, StoreFull."""
     try:
         with decompressed(cast(BinaryIO, stream), limit_bytes=limit_bytes) as plain:
             return _Unpacker(directory, limit_entries=limit_entries).run(TarReader(plain))
     except (CorruptStream, StreamTooLarge, InvalidTar) as error:
         raise BadContextArchive(error.message) from None
     except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise StoreFull(Path(directory)) from None
         raise BadContextArchive((error.strerror or str(error)).lower()) from None
 
 

@@ -4,14 +4,17 @@
 
 from __future__ import annotations
 
+import io
 import os
 import subprocess
+import tarfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from pybuild.builder.contexts_archive import unpack_archive
 from pybuild.layers.archive_load import load_archive
 from pybuild.layers.blobs import StoreFull
 from pybuild.layers.descriptor import OCI_CONFIG, OCI_LAYER, OCI_MANIFEST, Descriptor, Platform
@@ -152,3 +155,15 @@ def test_a_store_can_be_pruned_when_its_disk_is_full(disk: Path, room: int) -> N
         assert report.freed_bytes == 3 * MIB
         assert list(store.blobs) == []
         assert store.database.query("SELECT count(*) FROM cache_record") == [(0,)]
+
+
+def test_a_context_that_does_not_fit_is_no_fault_of_the_archive(disk: Path) -> None:
+    out = io.BytesIO()
+    with tarfile.open(fileobj=out, mode="w") as archive:
+        entry = tarfile.TarInfo("big")
+        entry.size = 9 * MIB
+        archive.addfile(entry, io.BytesIO(bytes(entry.size)))
+    directory = disk / "context"
+    directory.mkdir()
+    with pytest.raises(StoreFull):
+        unpack_archive(io.BytesIO(out.getvalue()), str(directory))

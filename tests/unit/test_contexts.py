@@ -9,6 +9,7 @@ import io
 import lzma
 import os
 import socket
+import subprocess
 import tarfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -596,3 +597,25 @@ def test_dockerfiles_are_not_taken_for_archives() -> None:
     assert not is_archive(b"")
     assert is_archive(tar_of(("f", b"")))
     assert is_archive(bytes(1024))
+
+
+@pytest.mark.parametrize("depth", [5, 1900])
+def test_an_archive_may_be_as_deep_as_paths_go(tmp_path: Path, depth: int) -> None:
+    out = io.BytesIO()
+    with tarfile.open(fileobj=out, mode="w") as archive:
+        archive.addfile(tarfile.TarInfo("a/" * depth + "f"))
+    directory = tmp_path / "u"
+    directory.mkdir()
+    unpacked = unpack_archive(io.BytesIO(out.getvalue()), str(directory))
+    assert unpacked.entries == 1
+    assert (directory / ("a/" * depth + "f")).exists()
+    # As deep as that, nothing but a loop or a shell gets rid of it.
+    subprocess.run(["rm", "-rf", directory], check=True)
+
+
+def test_a_path_beyond_what_the_kernel_takes_is_refused(tmp_path: Path) -> None:
+    out = io.BytesIO()
+    with tarfile.open(fileobj=out, mode="w") as archive:
+        archive.addfile(tarfile.TarInfo("a/" * 20_000 + "f"))
+    with pytest.raises(BadContextArchive, match="too long a path"):
+        unpack_archive(io.BytesIO(out.getvalue()), str(tmp_path))
