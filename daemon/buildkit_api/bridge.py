@@ -18,7 +18,8 @@ from .messages import files_pb2, gateway_pb2
 from .rpc import Code, RpcError
 
 if TYPE_CHECKING:
-    from ..api_server import Daemon
+    from pybuild.daemon.api_server import Daemon
+
     from .builds import Builds
     from .rpc import ServerCall, Services
 

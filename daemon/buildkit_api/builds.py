@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final, TypeVar
 
 from pybuild.builder.outputs import Output, OutputType
+from pybuild.daemon.machine import host_platform
 from pybuild.errors import Cancelled, PybuildError
 from pybuild.values import dataclass, replace
 
-from ..machine import host_platform
 from . import subrequests
 from .attributes import build_request, cache_text, sources_of
 from .build_errors import rpc_error
@@ -30,9 +30,9 @@ if TYPE_CHECKING:
     from pybuild.builder.build import BuildResult
     from pybuild.builder.progress import Progress
     from pybuild.builder.request import BuildRequest
+    from pybuild.daemon.api_server import Daemon
+    from pybuild.daemon.remotes_on_demand import RemotesOnDemand
 
-    from ..api_server import Daemon
-    from ..remotes_on_demand import RemotesOnDemand
     from .graph_sources import GraphSource, SourceFiles
     from .messages import control_pb2
     from .sessions import Session, Sessions
@@ -266,7 +266,7 @@ class Builds:
         return subrequests.answer(name, request, engine=engine, remotes=self._remotes(job), scratch=scratch)
 
     def _remotes(self, job: BuildJob) -> RemotesOnDemand:
-        from ..remotes_on_demand import RemotesOnDemand
+        from pybuild.daemon.remotes_on_demand import RemotesOnDemand
 
         engine = self._daemon.engine
         return RemotesOnDemand(engine.store.root / _REMOTES, engine.registries, secrets={}, cancel=job.cancel)

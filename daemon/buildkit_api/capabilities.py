@@ -7,14 +7,13 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING, Final
 
 from pybuild import __version__
+from pybuild.daemon.machine import host_platform
 
-from ..machine import host_platform
 from .messages import common_pb2
 
 if TYPE_CHECKING:
+    from pybuild.daemon.api_server import Daemon
     from pybuild.layers.descriptor import Platform
-
-    from ..api_server import Daemon
 
 _LIKE: Final = "v0.26.0"
 """The release of BuildKit whose API this is: clients compare versions."""

@@ -11,9 +11,9 @@ from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+from pybuild.daemon.kept_contexts import kept_context
 from pybuild.values import dataclass, replace
 
-from ..kept_contexts import kept_context
 from .session_content import Content
 from .session_files import FileSync
 from .session_services import Upload

@@ -21,9 +21,9 @@ from .rpc import Code, Detail, RpcError
 from .status_log import set_time
 
 if TYPE_CHECKING:
+    from pybuild.daemon.api_server import Daemon
     from pybuild.layers.usage import CacheUsage
 
-    from ..api_server import Daemon
     from .builds import Builds
     from .rpc import Services
 

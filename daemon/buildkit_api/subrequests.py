@@ -14,10 +14,9 @@ if TYPE_CHECKING:
 
     from pybuild.builder.contexts import ContextRemotes, OpenedContext
     from pybuild.builder.request import BuildRequest
+    from pybuild.daemon.engine import Engine
     from pybuild.layers.descriptor import Platform
     from pybuild.layers.image import ImageConfig
-
-    from ..engine import Engine
 
 _VERSION: Final = b"1.0.0"
 DESCRIBE: Final = "frontend.subrequests.describe"
@@ -42,9 +41,8 @@ def answer(
 ) -> Mapping[str, bytes]:
     """The answer as metadata of a result; ``request`` has paths of this machine. Raises PybuildError."""
     from pybuild.builder.contexts import open_context
+    from pybuild.daemon.machine import host_platform
     from pybuild.parser import parse
-
-    from ..machine import host_platform
 
     with open_context(
         request.context,
@@ -110,7 +108,7 @@ def _answer(json_text: str, text: str) -> dict[str, bytes]:
 
 def _base(engine: Engine, name: str, platform: Platform) -> ImageConfig | None:
     """The configuration of a base image that the store has: a question asks no registry."""
-    from ..image_list import lookups
+    from pybuild.daemon.image_list import lookups
 
     try:
         image = engine.store.images.find(*lookups(name))
