@@ -6,17 +6,26 @@ Owns registering, waiting for one that a build names, and its end. What can be c
 from __future__ import annotations
 
 import asyncio
+from contextlib import suppress
 from typing import Final
 
 from .calling import Channel
 from .http2 import Http2Connection
+from .messages import health_pb2
 from .rpc import Code, Metadata, RpcError
 
 ID: Final = "x-docker-expose-session-uuid"
 NAME: Final = "x-docker-expose-session-name"
 SHARED_KEY: Final = "x-docker-expose-session-sharedkey"
 METHOD: Final = "x-docker-expose-session-grpc-method"
+_HEALTH: Final = "/grpc.health.v1.Health/Check"
 _WAIT_SECONDS: Final = 5.0
+_CHECK_SECONDS: Final = 5.0
+_AGAIN_SECONDS: Final = 1.0
+_ANSWER_SECONDS: Final = 15.0
+_FAILURES: Final = 2
+"""BuildKit checks its clients at these intervals; a client that has stopped serving may wait for us to end its connection (docker's own does)."""
+
 _LONGEST_ID: Final = 256
 
 
@@ -47,6 +56,7 @@ class Sessions:
     def __init__(self) -> None:
         self._sessions: dict[str, Session] = {}
         self._changed = asyncio.Event()
+        self._watching: set[asyncio.Future[None]] = set()
 
     def check(self, headers: Metadata) -> None:
         """Raises RpcError if no session can be begun with these headers."""
@@ -64,7 +74,21 @@ class Sessions:
         self._sessions[session.id] = session
         changed, self._changed = self._changed, asyncio.Event()
         changed.set()
+        watching = asyncio.ensure_future(self._watch(session))
+        self._watching.add(watching)
+        watching.add_done_callback(self._watching.discard)
         return session
+
+    async def _watch(self, session: Session) -> None:
+        """End a session whose client doesn't serve it any more."""
+        failures = 0
+        while failures < _FAILURES:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(_AGAIN_SECONDS if failures else _CHECK_SECONDS):
+                    await session.ended.wait()
+                return
+            failures = 0 if await _is_served(session) else failures + 1
+        self.end(session)
 
     def end(self, session: Session) -> None:
         """Forget a session, ending its connection if that is still open."""
@@ -90,3 +114,17 @@ class Sessions:
         """End all."""
         for session in list(self._sessions.values()):
             self.end(session)
+
+
+async def _is_served(session: Session) -> bool:
+    try:
+        await session.channel.unary(
+            _HEALTH,
+            health_pb2.HealthCheckRequest(),
+            response=health_pb2.HealthCheckResponse,
+            timeout_seconds=_ANSWER_SECONDS,
+        )
+    except RpcError as error:
+        # Any other answer is one.
+        return error.code is Code.UNIMPLEMENTED
+    return True

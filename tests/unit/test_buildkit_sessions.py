@@ -15,9 +15,10 @@ from fakes.buildkit_peer import Directories, Results, session_with
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pybuild.daemon.buildkit_api import sessions as session_registry
 from pybuild.daemon.buildkit_api.file_modes import row_of, stat_of
 from pybuild.daemon.buildkit_api.http2 import Http2Connection
-from pybuild.daemon.buildkit_api.messages import content_pb2, files_pb2, session_pb2
+from pybuild.daemon.buildkit_api.messages import content_pb2, files_pb2, health_pb2, session_pb2
 from pybuild.daemon.buildkit_api.rpc import Code, Metadata, RpcError, Services
 from pybuild.daemon.buildkit_api.session_blocking import SessionAgents, SessionCredentials, SessionSecrets
 from pybuild.daemon.buildkit_api.session_content import Content
@@ -63,6 +64,29 @@ def test_a_session_ends_with_its_connection_and_its_id_is_free_again() -> None:
         assert await sessions.get("one") is again
         with pytest.raises(RpcError, match="needs an id"):
             sessions.begin(Metadata())
+
+    asyncio.run(run())
+
+
+def test_a_session_whose_client_stopped_serving_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(session_registry, "_CHECK_SECONDS", 0.01)
+    monkeypatch.setattr(session_registry, "_AGAIN_SECONDS", 0.01)
+
+    async def run() -> None:
+        checks = 0
+
+        async def health(request: health_pb2.HealthCheckRequest, call: Any) -> health_pb2.HealthCheckResponse:
+            nonlocal checks
+            checks += 1
+            if checks > 3 and checks != 5:  # one failure alone is forgiven
+                raise RpcError(Code.UNAVAILABLE, "stopping")
+            return health_pb2.HealthCheckResponse()
+
+        services = Services()
+        async with session_with(services) as session:
+            services.unary("/grpc.health.v1.Health/Check", health_pb2.HealthCheckRequest, health)
+            await asyncio.wait_for(session.ended.wait(), 10)
+            assert checks == 7
 
     asyncio.run(run())
 
