@@ -366,9 +366,12 @@ def _cells(text: str) -> list[tuple[str, str | None]]:
     # Unlike other lists: the keys of a scanner's parameters keep their case.
     if not text:
         return []
-    from csv import reader
+    from csv import Error, reader
 
-    row = next(iter(reader([text])), [])
+    try:
+        row = next(iter(reader([text], strict=True)), [])
+    except Error as error:
+        raise PybuildError(f"the attributes of an attestation can't be understood: {error}") from error
     return [(key, value if sign else None) for key, sign, value in (cell.partition("=") for cell in row)]
 
 

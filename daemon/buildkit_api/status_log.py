@@ -71,7 +71,9 @@ class StatusMapping:
     def _count(self, out: control_pb2.StatusResponse, event: StepProgress) -> None:
         key = (event.step, event.id)
         started = self._counted.setdefault(key, event.time)
-        status = out.statuses.add(id=printable(event.id), vertex=event.step, current=event.current, total=event.total)
+        # What a transfer comes to isn't known before its end: BuildKit gives no total, and clients then show one number.
+        total = 0 if event.id.startswith("transferring ") else event.total
+        status = out.statuses.add(id=printable(event.id), vertex=event.step, current=event.current, total=total)
         set_time(status.timestamp, event.time)
         set_time(status.started, started)
         if event.done:
@@ -120,9 +122,9 @@ class StatusLog:
             if self._finished:
                 return
             if isinstance(event, StepLog):
-                self._log_bytes += len(event.data)
-                if self._log_bytes > _KEPT_LOG_BYTES:
+                if self._log_bytes + len(event.data) > _KEPT_LOG_BYTES:
                     return
+                self._log_bytes += len(event.data)
             self._kept.append(self._mapping.status(event))
         self._wake()
 
