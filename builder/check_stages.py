@@ -199,7 +199,7 @@ class StageChecks:
             self._findings.add("CopyIgnoredFile", message, instruction)
 
     def _expose(self, facts: StageFacts, instruction: Expose) -> None:
-        for word in instruction.ports:
+        for word in sorted(instruction.ports, key=lambda word: word.text):  # as the reference goes through them
             for port in expand_words(word, facts.env):
                 checked(word, parse_port, port)
                 *hosts, container = port.split(":")

@@ -45,6 +45,22 @@ class NoConfiguration(PybuildError):
         super().__init__(f"{reference} is not an image: its configuration is of another type")
 
 
+def known_config(store: Store, name: str, platform: Platform) -> ImageConfig | None:
+    """The configuration of the image that a FROM calls ``name``, as a build found it last or the store has it; asks no registry, None if
+    it isn't known here. Raises PybuildError for a name that is none."""
+    reference = Reference.parse(name).with_default_tag()
+    exact = () if reference.digest is None else (str(reference.digest),)
+    image = store.images.find(reference.canonical, *exact)
+    part = None if image is None else image.choose(platform)
+    try:
+        if part is not None:
+            return store.images.config(part)
+    except BlobNotFound:
+        return None
+    found = _remembered(store, reference.canonical, platform)
+    return None if found is None else found.config
+
+
 class StoreImageSource:
     """The ImageSource of one engine. Thread-safe."""
 
@@ -70,7 +86,7 @@ class StoreImageSource:
 
             return LayoutImages(self._store).resolve(reference.removeprefix(_LAYOUT), platform=platform)
         if not pull:
-            found = self._local(reference, platform) or self._remembered(reference, platform)
+            found = self._local(reference, platform) or _remembered(self._store, reference, platform)
             if found is not None:
                 return found
         return self._from_registry(reference, platform)
@@ -138,22 +154,6 @@ class StoreImageSource:
             return None
         return ResolvedImage(reference, part.manifest, index, config, tuple(layer.descriptor for layer in part.layers))
 
-    def _remembered(self, reference: str, platform: Platform) -> ResolvedImage | None:
-        fact = self._store.facts.get(_FACT, f"{reference} {format_platform(platform)}")
-        if fact is None:
-            return None
-        value = json.loads(fact.value)
-        try:
-            return self._from_blobs(reference, Descriptor.from_json(value["manifest"]), Digest.parse(value["index"]))
-        except BlobNotFound:
-            return None
-
-    def _from_blobs(self, reference: str, descriptor: Descriptor, index: Digest) -> ResolvedImage:
-        blobs = self._store.blobs
-        manifest = Manifest.from_bytes(blobs.read(descriptor.digest, limit_bytes=MANIFEST_LIMIT_BYTES))
-        config = ImageConfig.from_bytes(blobs.read(manifest.config.digest, limit_bytes=MANIFEST_LIMIT_BYTES))
-        return ResolvedImage(reference, descriptor, index, config, manifest.layers)
-
     def _from_registry(self, reference: str, platform: Platform) -> ResolvedImage:
         from pybuild.registry_client.pull import resolve
 
@@ -212,3 +212,20 @@ class StoreImageSource:
             layer_sink=receiver.sink,
             cancel=self._cancel,
         )
+
+
+def _remembered(store: Store, reference: str, platform: Platform) -> ResolvedImage | None:
+    fact = store.facts.get(_FACT, f"{reference} {format_platform(platform)}")
+    if fact is None:
+        return None
+    value = json.loads(fact.value)
+    try:
+        return _from_blobs(store, reference, Descriptor.from_json(value["manifest"]), Digest.parse(value["index"]))
+    except BlobNotFound:
+        return None
+
+
+def _from_blobs(store: Store, reference: str, descriptor: Descriptor, index: Digest) -> ResolvedImage:
+    manifest = Manifest.from_bytes(store.blobs.read(descriptor.digest, limit_bytes=MANIFEST_LIMIT_BYTES))
+    config = ImageConfig.from_bytes(store.blobs.read(manifest.config.digest, limit_bytes=MANIFEST_LIMIT_BYTES))
+    return ResolvedImage(reference, descriptor, index, config, manifest.layers)

@@ -300,3 +300,18 @@ def test_a_check_prints_what_buildx_prints(pybuild: Command, tmp_path: Path) -> 
     )
     assert "Dockerfile:2\n--------------------\n" in bad.stdout
     assert pybuild.run("build", "--call=check,ignorestatus=true", str(context)).returncode == 0
+
+
+def test_a_check_knows_the_bases_that_builds_have_found_in_registries(
+    pybuild: Command, tmp_path: Path, registry: str
+) -> None:
+    target = f"{registry}/conformance/known:latest"
+    output = f"--output=type=image,name={target},push=true,store=false"
+    pybuild.build("FROM scratch\nENV known=1\n", tmp_path / "c", output)
+    dockerfile = f"FROM {target}\nLABEL a=$known b=$unknown\n"
+    context = write_files(tmp_path / "d", {"Dockerfile": dockerfile})
+    assert findings(checked(pybuild, context)[0]) == []  # what such a base sets can't be told
+    pybuild.build(dockerfile, context)
+    assert findings(checked(pybuild, context)[0]) == [
+        ("UndefinedVar", 2, "Usage of undefined variable '$unknown' (did you mean $known?)")
+    ]

@@ -152,7 +152,7 @@ def _check(
 
 
 class _Bases:
-    """Configurations of base images that the local store has: a check asks no registry."""
+    """Configurations of base images that the store has, or has seen in a build: a check asks no registry."""
 
     def __init__(self, environment: Environment) -> None:
         self._environment = environment
@@ -161,13 +161,11 @@ class _Bases:
         """The configuration, None if it isn't known here."""
         if not (self._environment.root / "version").exists():
             return None
-        from pybuild.daemon.image_list import lookups
+        from pybuild.daemon.image_source import known_config
 
         try:
             with self._environment.engine() as engine:
-                image = engine.store.images.find(*lookups(name))
-                part = None if image is None else image.choose(platform)
-                return None if part is None else engine.store.images.config(part)
+                return known_config(engine.store, name, platform)
         except (PybuildError, OSError):
             return None
 
