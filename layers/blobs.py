@@ -25,6 +25,7 @@ from typing import BinaryIO, Protocol
 from pybuild.errors import PybuildError
 
 from .digest import CHUNK_BYTES, Digest, InvalidDigest, new_hasher
+from .holes import is_hole
 from .locks import is_current, open_locked, try_own
 
 _PARTIAL = "partial-"
@@ -179,7 +180,10 @@ class Ingest:
         if self._expected_size is not None and self.offset > self._expected_size:
             raise self._wrong(f"more than the {self._expected_size} bytes that were announced")
         with self._store.full_disk_is_an_error():
-            self._file.write(chunk)
+            if is_hole(chunk):
+                self._file.seek(self.offset)
+            else:
+                self._file.write(chunk)
         return len(chunk)
 
     def commit(self) -> tuple[Digest, int]:
@@ -194,7 +198,7 @@ class Ingest:
         if self._expected is not None and digest != self._expected:
             raise self._wrong(f"its content has the digest {digest}")
         with self._store.full_disk_is_an_error():
-            self._file.flush()
+            self._file.truncate(self.offset)  # it may end with a hole
             self._store.place(self._file.fileno(), self._path, digest, self.offset)
         self._committed = True
         return digest, self.offset

@@ -18,6 +18,7 @@ from typing import Final, Protocol
 from pybuild.values import dataclass, pattern, replace
 
 from .entries import Kind
+from .holes import is_hole
 from .tar_fields import TIME_LIMIT, Overrides, decimal, device_number, number, octal, read_records
 from .tar_fields import InvalidTar as InvalidTar
 
@@ -449,7 +450,7 @@ class TarReader:
         return io.BufferedReader(_Content(self), 1 << 16)
 
     def copy_to(self, descriptor: int) -> None:
-        """Write the current entry's content to a new, empty file, leaving holes where the archive has them."""
+        """Write the current entry's content to a new, empty file, leaving holes where the archive has them, or long runs of zeros."""
         entry = self._entry
         if entry is not None and entry.sparse is not None:
             for start, length in entry.sparse:
@@ -460,8 +461,16 @@ class TarReader:
                     length -= len(data)
             os.ftruncate(descriptor, entry.size)
             return
+        hole = False
         while self._left:
-            _write_all(descriptor, self._stored(_CHUNK_BYTES))
+            data = self._stored(_CHUNK_BYTES)
+            hole = is_hole(data)
+            if hole:
+                os.lseek(descriptor, len(data), os.SEEK_CUR)
+            else:
+                _write_all(descriptor, data)
+        if hole:
+            os.ftruncate(descriptor, os.lseek(descriptor, 0, os.SEEK_CUR))
 
 
 class _Content(io.RawIOBase):

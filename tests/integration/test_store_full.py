@@ -54,7 +54,7 @@ def leftovers(store: Store) -> list[str]:
 
 
 def make_image(store: Store) -> Descriptor:
-    tar = bytes(3 * MIB)
+    tar = b"x" * (3 * MIB)
     layer = Descriptor(OCI_LAYER, store.blobs.write(tar), len(tar))
     config = ImageConfig(Platform("linux", "amd64"), diff_ids=(layer.digest,)).to_bytes()
     manifest = Manifest(Descriptor(OCI_CONFIG, store.blobs.write(config), len(config)), (layer,)).to_bytes()
@@ -68,20 +68,20 @@ def test_a_blob_that_does_not_fit_leaves_nothing(disk: Path) -> None:
         for named in (False, True):
             store.blobs._tmpfile = not named
             with pytest.raises(StoreFull, match="no space left") as caught:
-                store.blobs.write(bytes(4 * MIB))
+                store.blobs.write(b"x" * (4 * MIB))
             assert caught.value.hint is not None
             assert leftovers(store) == []
             assert list(store.blobs) == []
         digest = store.blobs.write(b"small enough")
         filler.unlink()
-        assert store.blobs.has(store.blobs.write(bytes(4 * MIB)))
+        assert store.blobs.has(store.blobs.write(b"x" * (4 * MIB)))
         assert store.blobs.read(digest, limit_bytes=99) == b"small enough"
 
 
 def test_a_download_keeps_what_fitted(disk: Path) -> None:
     with Store(disk / "root", clock=time.time) as store:
         filler = fill(disk, leave=3 * MIB)
-        data = bytes(4 * MIB)
+        data = b"x" * (4 * MIB)
         digest = Digest.of(data)
         with (
             pytest.raises(StoreFull),
@@ -146,7 +146,7 @@ def test_an_export_that_does_not_fit_says_so(disk: Path, tmp_path: Path) -> None
 @pytest.mark.parametrize("room", [0, 65536])
 def test_a_store_can_be_pruned_when_its_disk_is_full(disk: Path, room: int) -> None:
     with Store(disk / "root", clock=time.time) as store:
-        digest = store.blobs.write(bytes(3 * MIB))
+        digest = store.blobs.write(b"x" * (3 * MIB))
         store.layers.register(Layer(digest, 3 * MIB))
         for number in range(50):
             store.cache.put(CacheRecord(key=f"{number}", layers=(digest,), own=1, recipe="{}" * 100, created=1.0))
@@ -162,7 +162,7 @@ def test_a_context_that_does_not_fit_is_no_fault_of_the_archive(disk: Path) -> N
     with tarfile.open(fileobj=out, mode="w") as archive:
         entry = tarfile.TarInfo("big")
         entry.size = 9 * MIB
-        archive.addfile(entry, io.BytesIO(bytes(entry.size)))
+        archive.addfile(entry, io.BytesIO(b"x" * entry.size))
     directory = disk / "context"
     directory.mkdir()
     with pytest.raises(StoreFull):
