@@ -150,6 +150,34 @@ def test_only_needed_layers_are_brought() -> None:
     assert len(shelf.brought) == 2, "the layers below the step that runs"
 
 
+def test_layers_that_only_this_build_can_have_are_brought() -> None:
+    shelf = Shelf()
+    one, two = Machine(shelf), Machine(shelf)
+    one.build(one.dockerfile(), context=app())
+    shelf.lazy = False
+    assert two.build(two.dockerfile(), context=app(), files=False) == []
+    assert len(shelf.brought) == 4, "a later process could not fetch them"
+
+
+def test_a_layer_that_only_this_build_could_have_had_is_made_again() -> None:
+    shelf = Shelf()
+    one, two = Machine(shelf), Machine(shelf)
+    one.build(one.dockerfile(), context=app())
+    shelf.lazy = False
+    last = max(shelf.steps.values(), key=lambda step: len(step.record.layers))
+    shelf.lost = {last.record.layers[-1]}
+    assert two.build(two.dockerfile(), context=app(), files=False) == ["end"]
+
+
+def test_a_base_that_is_only_pushed_on_is_known_and_not_pulled() -> None:
+    machine = Machine(Shelf(), base_here=False)
+    base = Vertex(ImageSource("base", None, machine.base.config.diff_ids, AMD64), (), Note("[1/1] FROM base"))
+    machine.build(base, context=app(), files=False)
+    assert (machine.images.known, machine.images.pulled) == (["base"], [])
+    machine.build(base, context=app())
+    assert machine.images.pulled == ["base"]
+
+
 def test_layers_that_are_lost_are_made_again() -> None:
     shelf = Shelf()
     one, two = Machine(shelf), Machine(shelf)
