@@ -40,6 +40,21 @@ fetch_api_description() (
     mkdir -p "$here/$api" && cp tree/usr/share/gocode/src/github.com/docker/docker/api/swagger.yaml "$here/$api/"
 )
 
+# A docker command that builds by BuildKit's protocol, by itself or with its plugin: taken out of the packages, one of which would start a daemon.
+tools=.test-tools
+if [ "$purpose" = test ] && [ ! -x $tools/docker ] && command -v apt-get >/dev/null 2>&1 && command -v dpkg-deb >/dev/null 2>&1; then
+    scratch=$(mktemp -d)
+    fetch() { (cd "$scratch" && apt-get download -q "$1" >/dev/null 2>&1 && dpkg-deb -x "$1"_*.deb .); }
+    if { fetch docker-cli || fetch docker.io; } && [ -x "$scratch/usr/bin/docker" ]; then
+        mkdir -p $tools && cp "$scratch/usr/bin/docker" $tools/docker
+        plugin=$scratch/usr/libexec/docker/cli-plugins/docker-buildx
+        fetch docker-buildx && [ -x "$plugin" ] && cp "$plugin" $tools/docker-buildx
+    else
+        echo "No docker command from Debian: what needs it is skipped" >&2
+    fi
+    rm -rf "$scratch"
+fi
+
 python=$(command -v python3.11 || command -v python3)
 if [ ! -x .venv/bin/python ]; then
     "$python" -m venv .venv
