@@ -97,8 +97,8 @@ class ClientContexts:
         other = self.sources.sessions.get(name)
         if other and other != session.id:
             session = await self.sessions.get(other)
-        # Without a shared key the client doesn't say which directory it is: nothing is compared with an earlier one.
-        client = f"session:{session.shared_key or session.id}"
+        # As in BuildKit, clients without a key of their own share one place for each name: what is compared is path, size, mode and time to the nanosecond.
+        client = f"session:{session.shared_key}"
         key = self.sources.shared_keys.get(name, "")
         tree = stack.enter_context(kept_context(self.remotes, client=client, place=f"{name}\0{key}\0{suffix}"))
         await FileSync(session).receive(name, tree=tree, exclude=exclude, follow=follow)
