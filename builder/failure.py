@@ -23,6 +23,7 @@ class BuildFailed(PybuildError):
         hint: str | None,
         title: str = "",
         output: tuple[str, ...] = (),
+        times: tuple[str, ...] = (),
         place: str = "",
         lines: tuple[int, int] | None = None,
     ) -> None:
@@ -31,6 +32,7 @@ class BuildFailed(PybuildError):
         self.lines = lines
         self.title = title
         self.output = output
+        self._times = times
         self.place = place
 
     @classmethod
@@ -57,13 +59,22 @@ class BuildFailed(PybuildError):
             excerpt(dockerfile.text, lines, filename=dockerfile.filename) if dockerfile is not None and lines else ""
         )
         output = tuple(line.decode("utf-8", "replace") for line in error.output)
-        return cls(error.message, hint=error.hint, title=note.title, output=output, place=place, lines=lines)
+        return cls(
+            error.message,
+            hint=error.hint,
+            title=note.title,
+            output=output,
+            times=error.times,
+            place=place,
+            lines=lines,
+        )
 
     def listing(self) -> str:
         """What is shown above the error's line."""
         parts: list[str] = []
         if self.title:
-            parts += [_RULE, f" > {self.title}:", *self.output, _RULE]
+            output = [f"{time} {line}" if time else line for time, line in zip(self._times, self.output, strict=True)]
+            parts += [_RULE, f" > {self.title}:", *output, _RULE]
         if self.place:
             parts.append(self.place.rstrip("\n"))
         return "\n".join(parts)

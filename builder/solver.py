@@ -366,7 +366,7 @@ class Solver:
             return
         self._start(step)
         started = self._clock()
-        tail = _Tail()
+        tail = _Tail(started)
         try:
             reason = self._bring_about(step, tail)
         except PybuildError as error:
@@ -378,7 +378,7 @@ class Solver:
                 raise Cancelled from error
             if isinstance(error, StepFailed):
                 raise
-            raise StepFailed(step.vertex, error, output=tail.lines()) from error
+            raise StepFailed(step.vertex, error, output=tail.lines(), times=tail.times()) from error
         assert step.result is not None
         now, cached = self._clock(), step.result.cached
         self._end(StepDone(step.key, now, cached=cached, reason=reason), step)
@@ -402,8 +402,9 @@ class Solver:
                     return ""
 
                 def on_output(stream: int, data: bytes) -> None:
-                    tail.add(data)
-                    self._progress.emit(StepLog(step.key, stream, data, self._clock()))
+                    now = self._clock()
+                    tail.add(data, now)
+                    self._progress.emit(StepLog(step.key, stream, data, now))
 
                 stack, own = self._runner.execute(inputs, on_output=on_output, cancel=self._stop)
                 self._record(step, stack, own, aliases=(key,))
@@ -474,18 +475,33 @@ def _result(record: CacheRecord, step: Step) -> Result:
 
 
 class _Tail:
-    """The last lines that a step printed, for its error."""
+    """The last lines that a step printed, for its error, each behind the seconds since ``started``."""
 
-    def __init__(self) -> None:
-        self._data = bytearray()
+    def __init__(self, started: float) -> None:
+        self._started = started
+        self._data = bytearray(b"\n")
 
-    def add(self, data: bytes) -> None:
-        self._data += data
+    def add(self, data: bytes, now: float) -> None:
+        mark = b"%.3f " % max(0.0, now - self._started)
+        if self._data.endswith(b"\n"):
+            self._data += mark
+        self._data += data[:-1].replace(b"\n", b"\n" + mark) + data[-1:]
         if len(self._data) > 2 * _OUTPUT_BYTES:
             del self._data[:-_OUTPUT_BYTES]
 
     def lines(self) -> list[bytes]:
-        return bytes(self._data[-_OUTPUT_BYTES:]).splitlines()[-_OUTPUT_LINES:]
+        # Of a line that was drawn again (a progress bar), what a terminal shows last.
+        return [line.rstrip(b"\r").rpartition(b"\r")[2] for _, _, line in self._timed()]
+
+    def times(self) -> list[str]:
+        """Seconds, as they are shown before each line."""
+        return [mark.decode() for mark, _, _ in self._timed()]
+
+    def _timed(self) -> list[tuple[bytes, bytes, bytes]]:
+        rest, newline, kept = bytes(self._data[-_OUTPUT_BYTES:]).partition(b"\n")
+        if not newline:  # a line without end, whose beginning is gone
+            return [(b"", b"", rest)]
+        return [line.partition(b" ") for line in kept.split(b"\n") if line][-_OUTPUT_LINES:]
 
 
 def _is_told_elsewhere(step: Step) -> bool:

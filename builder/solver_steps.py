@@ -43,13 +43,16 @@ _METADATA_BYTES = 32
 
 
 class StepFailed(PybuildError):
-    """A step failed. ``vertex``: which; ``cause``: why; ``output``: the last lines it printed."""
+    """A step failed. ``vertex``: which; ``cause``: why; ``output``: the last lines it printed; ``times``: when, in seconds as they are shown."""
 
-    def __init__(self, vertex: Vertex, cause: PybuildError, *, output: Sequence[bytes] = ()) -> None:
+    def __init__(
+        self, vertex: Vertex, cause: PybuildError, *, output: Sequence[bytes] = (), times: Sequence[str] = ()
+    ) -> None:
         super().__init__(cause.message, hint=cause.hint)
         self.vertex = vertex
         self.cause = cause
         self.output = tuple(output)
+        self.times = tuple(times)
 
 
 @dataclass(frozen=True, slots=True)

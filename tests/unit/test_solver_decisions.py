@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 import threading
 import time
@@ -24,6 +25,7 @@ from solver_fakes import (  # found by the line above
 )
 
 from pybuild.builder.execute import ExecSettings
+from pybuild.builder.failure import BuildFailed
 from pybuild.builder.graph import (
     BindMount,
     ContextSource,
@@ -416,6 +418,9 @@ def test_a_failed_process_says_its_command_exit_code_and_last_output() -> None:
         world.build(target)
     assert caught.value.message == 'process "/bin/sh -c fail 3" did not complete successfully: exit code: 3'
     assert (caught.value.vertex, caught.value.output) == (target, (b"it went wrong",))
+    (seconds,) = caught.value.times
+    assert re.fullmatch(r"\d+\.\d{3}", seconds)
+    assert BuildFailed.of_step(caught.value, None).listing().splitlines()[2] == f"{seconds} it went wrong"
 
 
 def test_steps_that_finished_before_a_failure_stay_in_the_cache() -> None:
