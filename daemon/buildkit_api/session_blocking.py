@@ -89,12 +89,14 @@ class SessionSecrets(Mapping[str, bytes]):
 
 
 class SessionAgents(Mapping[str, str]):
-    """The client's agents by id, each as a unix socket in ``directory`` (closed to others), made when it is first asked for. ``close`` ends all."""
+    """The client's agents by id, each as a unix socket in ``directory`` (closed to others), made when it is first asked for: for this process and its
+    children. ``close``, to be called once, ends all."""
 
     def __init__(self, session: Session, loop: asyncio.AbstractEventLoop, *, directory: Path) -> None:
         self._ssh = Ssh(session)
         self._loop = loop
-        self._directory = directory
+        # A socket's path may have 108 bytes only (unix(7)), and roots can be anywhere.
+        self._directory = os.open(directory, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
         self._lock = threading.Lock()
         self._known: dict[str, str | None] = {}
         self._servers: list[asyncio.Server] = []
@@ -128,11 +130,12 @@ class SessionAgents(Mapping[str, str]):
             if path is not None:
                 with suppress(OSError):
                     os.unlink(path)
+        os.close(self._directory)
 
     async def _open(self, id: str) -> str | None:
         if not await self._ssh.has(id):
             return None
-        path = str(self._directory / f"agent-{len(self._servers)}")
+        path = f"/proc/{os.getpid()}/fd/{self._directory}/agent-{len(self._servers)}"
 
         async def connected(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
             task = asyncio.current_task()

@@ -459,7 +459,9 @@ def test_an_agent_of_the_client_answers_on_a_socket_of_ours(tmp_path: Path) -> N
     services.stream("/moby.sshforward.v1.SSH/ForwardAgent", session_pb2.BytesMessage, forward)
 
     def work(session: Session, loop: asyncio.AbstractEventLoop) -> None:
-        agents = SessionAgents(session, loop, directory=tmp_path)
+        deep = tmp_path / ("d" * 120)
+        deep.mkdir()
+        agents = SessionAgents(session, loop, directory=deep)
         assert agents.get("none") is None
         path = agents["default"]
         assert Path(path).stat().st_mode & 0o777 == 0o600
@@ -479,7 +481,7 @@ def test_an_agent_of_the_client_answers_on_a_socket_of_ours(tmp_path: Path) -> N
         for thread in threads:
             thread.join(10)
         agents.close()
-        assert not Path(path).exists()
+        assert list(deep.iterdir()) == []
 
     in_a_thread(services, work)
 

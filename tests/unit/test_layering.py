@@ -128,6 +128,18 @@ def test_importing_the_command_line_imports_nothing_heavy() -> None:
     assert not loaded & {"requests", "lark", "tqdm", "zstandard", "aiohttp", "asyncio", "sqlite3", "argparse", "json"}
 
 
+def test_the_daemon_imports_nothing_of_grpc_before_a_client_speaks_it() -> None:
+    import subprocess
+    import sys
+
+    code = "import sys, pybuild.daemon.api_run, pybuild.daemon.api_server as s; s.make_application; print(' '.join(sys.modules))"
+    loaded = set(
+        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+    )
+    assert "pybuild.daemon.api_buildkit" in loaded
+    assert not loaded & {"h2", "google.protobuf", "pybuild.daemon.buildkit_api.http2"}
+
+
 # What a build that runs nothing has no use for: each costs 1 to 100 ms at every start.
 HEAVY = {
     *("requests", "urllib3", "lark", "tqdm", "zstandard", "isal", "aiohttp", "asyncio", "ssl", "http.client", "email"),
