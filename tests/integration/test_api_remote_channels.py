@@ -1,4 +1,5 @@
-"""``pybuild -H`` with what the client's machine has: agents and keys, a terminal, standard input, caches in directories."""
+"""``pybuild -H``, on a unix socket and with TLS, with what the client's machine has: agents and keys, a terminal, standard input, files, caches in
+directories."""
 
 from __future__ import annotations
 
@@ -21,8 +22,9 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from conftest import Pybuild
+from conftest import Pybuild, free_port
 from daemons.running_daemon import RunningDaemon, running_daemon
+from registry_servers.private_ca import private_ca
 
 pytestmark = pytest.mark.integration
 
@@ -34,16 +36,33 @@ MC4CAQAwBQYDK2VwBCIEIMWqjfQ/n4N77bdEMfHLN9XbNpUDVwb5SFzjoraLRPdZ
 
 @pytest.fixture(scope="module")
 def daemon(_seed_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningDaemon]:
+    """On a unix socket, and on TCP for clients with a certificate where openssl can make some."""
     directory = tmp_path_factory.mktemp("channels")
     subprocess.run(["cp", "-a", str(_seed_root), str(directory / "root")], check=True)
-    with running_daemon(directory / "d", directory / "root") as running:
+    options: list[str] = []
+    if shutil.which("openssl") is not None:
+        made = private_ca(directory / "ca")
+        options += ["--host", f"unix://{directory}/d/s.sock", "--host", f"tcp://127.0.0.1:{free_port()}"]
+        options += ["--tlscacert", str(made.ca), "--tlscert", str(made.server), "--tlskey", str(made.server_key)]
+        certificates = directory / "d/certificates"
+        certificates.mkdir(parents=True)
+        for source, name in ((made.ca, "ca.pem"), (made.client, "cert.pem"), (made.client_key, "key.pem")):
+            shutil.copy(source, certificates / name)
+    with running_daemon(directory / "d", directory / "root", *options) as running:
         yield running
 
 
-@pytest.fixture
-def over(daemon: RunningDaemon, tmp_path: Path) -> Pybuild:
+@pytest.fixture(params=["unix", "tls"])
+def over(request: pytest.FixtureRequest, daemon: RunningDaemon, tmp_path: Path) -> Pybuild:
+    variables = {"DOCKER_CONFIG": str(tmp_path), "PYBUILD_HOST": daemon.address}
+    if request.param == "tls":
+        address = next((option for option in daemon.options if option.startswith("tcp://")), None)
+        if address is None:
+            pytest.skip("the program openssl is not installed")
+        certificates = str(daemon.directory / "certificates")
+        variables |= {"PYBUILD_HOST": address, "DOCKER_TLS_VERIFY": "1", "DOCKER_CERT_PATH": certificates}
     # A root that can't be used: a daemon's client must not touch a store of its own.
-    return Pybuild(Path("/proc/no-store"), {"DOCKER_CONFIG": str(tmp_path), "PYBUILD_HOST": daemon.address})
+    return Pybuild(Path("/proc/no-store"), variables)
 
 
 def _idle(daemon: RunningDaemon) -> None:
@@ -138,6 +157,28 @@ def test_standard_input_reaches_a_process_in_the_daemon(over: Pybuild) -> None:
     assert over.run("run", "-i", "busybox", "true", stdin=b"x" * (1 << 20)).returncode == 0
 
 
+def test_contexts_secrets_and_outputs_travel(over: Pybuild, tmp_path: Path) -> None:
+    for name in ("context", "more"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "data").write_bytes(os.urandom(3 << 20))
+    (tmp_path / "secret").write_text("from-the-client")
+    (tmp_path / "context/Dockerfile").write_text(
+        "FROM busybox AS made\nCOPY . /c\nCOPY --from=more data /m\nRUN --mount=type=secret,id=s cat /run/secrets/s > /s\n"
+        "FROM scratch\nCOPY --from=made /c /m /s /\n"
+    )
+    out = over.run(
+        "build", "--no-cache", "--secret=id=s,src=secret", "--build-context=more=more", "-o", "tree", "-o", "type=tar,dest=out.tar",
+        "-o", "type=oci,dest=oci.tar", "context", cwd=tmp_path,
+    )  # fmt: skip
+    assert "from-the-client" not in out.stderr
+    assert (tmp_path / "tree/data").read_bytes() == (tmp_path / "context/data").read_bytes()
+    assert (tmp_path / "tree/m").read_bytes() == (tmp_path / "more/data").read_bytes()
+    assert (tmp_path / "tree/s").read_text() == "from-the-client"
+    with tarfile.open(tmp_path / "out.tar") as archive:
+        assert archive.getmember("data").size == 3 << 20
+    assert tarfile.is_tarfile(tmp_path / "oci.tar")
+
+
 def test_caches_lie_in_directories_of_the_client(over: Pybuild, daemon: RunningDaemon, tmp_path: Path) -> None:
     context = tmp_path / "c"
     context.mkdir()
@@ -172,7 +213,8 @@ def test_cache_mounts_travel_to_the_clients_directory_and_back(over: Pybuild, tm
         "--progress=plain",
         "--cache-mounts-from=./mounts",
         "-",
-        stdin=dockerfile.replace(b"ls /m", b"ls -a /m"),
+        # A step that has not run before; with --no-cache it would get an empty mount.
+        stdin=dockerfile.replace(b"ls /m", b": %b; ls /m" % os.fsencode(tmp_path)),
         cwd=tmp_path,
     )
     assert "restoring cache mount travel" in again.stderr
