@@ -189,7 +189,6 @@ def build_request(
         build_args["BUILDKIT_MULTI_PLATFORM"] = attributes["multi-platform"]
     no_cache = attributes.get("no-cache")
     provenance, sbom = _attestations(attributes, build_args)
-    imports = tuple(cache_from) or _cache_imports(attributes)
     return BuildRequest(
         context="",
         directory="/",
@@ -218,7 +217,7 @@ def build_request(
         proxies={
             name: build_args[name] for name in (*_PROXIES, *(name.lower() for name in _PROXIES)) if name in build_args
         },
-        cache_from=imports,
+        cache_from=tuple(cache_from),
         cache_to=tuple(cache_to),
         provenance=provenance,
         sbom=sbom,
@@ -375,8 +374,9 @@ def _cells(text: str) -> list[tuple[str, str | None]]:
     return [(key, value if sign else None) for key, sign, value in (cell.partition("=") for cell in row)]
 
 
-def _cache_imports(attributes: Mapping[str, str]) -> tuple[str, ...]:
-    found: list[str] = []
+def cache_imports(attributes: Mapping[str, str]) -> list[tuple[str, dict[str, str]]]:
+    """The caches that the frontend is to read, kinds with their attributes. Raises PybuildError."""
+    found: list[tuple[str, dict[str, str]]] = []
     text = attributes.get("cache-imports", "")
     if text:
         try:
@@ -384,11 +384,11 @@ def _cache_imports(attributes: Mapping[str, str]) -> tuple[str, ...]:
             for entry in entries:
                 # Go's JSON of the message: its names are those of its fields, and the reader doesn't mind their case.
                 lowered = {str(name).lower(): value for name, value in entry.items()}
-                found.append(cache_text(str(lowered["type"]), {str(k): str(v) for k, v in lowered["attrs"].items()}))
+                found.append((str(lowered["type"]), {str(k): str(v) for k, v in lowered["attrs"].items()}))
         except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
             raise PybuildError(f"failed to unmarshal cache-imports ({text[:200]!r})") from None
-    found += [cache_text("registry", {"ref": ref}) for ref in attributes.get("cache-from", "").split(",") if ref]
-    return tuple(found)
+    found += [("registry", {"ref": ref}) for ref in attributes.get("cache-from", "").split(",") if ref]
+    return found
 
 
 __all__ = [
@@ -398,6 +398,7 @@ __all__ = [
     "Sources",
     "Subrequest",
     "build_request",
+    "cache_imports",
     "cache_text",
     "fields_text",
     "missing_capabilities",

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from pybuild.errors import PybuildError
 
-from .attributes import cache_text, missing_capabilities, require_frontend, subrequest_of
+from .attributes import missing_capabilities, require_frontend, subrequest_of
 from .build_errors import rpc_error, unsupported_capability
 from .build_jobs import BuildJob, Wanted
 from .capabilities import FRONTEND_CAPS, LLB_CAPS, capabilities, worker
@@ -67,7 +67,7 @@ class Bridge:
                 raise unsupported_capability(name)
             wanted = job.want(
                 request.frontend_opt,
-                cache_from=tuple(cache_text(each.type, each.attrs) for each in request.cache_imports),
+                cache_from=tuple((each.type, dict(each.attrs)) for each in request.cache_imports),
                 inputs=request.frontend_inputs,
             )
         except PybuildError as error:

@@ -39,7 +39,7 @@ class Wanted:
 
     id: str
     attributes: Mapping[str, str]
-    cache_from: tuple[str, ...] = ()
+    cache_from: tuple[tuple[str, Mapping[str, str]], ...] = ()
     inputs: Mapping[str, common_pb2.Definition] = field(default_factory=dict)
     source: GraphSource | None = None
     archive: Path | None = None
@@ -83,7 +83,7 @@ class BuildJob:
         self,
         attributes: Mapping[str, str],
         *,
-        cache_from: tuple[str, ...] = (),
+        cache_from: tuple[tuple[str, Mapping[str, str]], ...] = (),
         inputs: Mapping[str, common_pb2.Definition] | None = None,
         source: GraphSource | None = None,
     ) -> Wanted:

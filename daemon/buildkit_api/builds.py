@@ -18,11 +18,12 @@ from pybuild.errors import Cancelled, PybuildError
 from pybuild.values import dataclass, replace
 
 from . import subrequests
-from .attributes import build_request, cache_text, sources_of
+from .attributes import build_request, cache_imports, sources_of
 from .build_errors import rpc_error
 from .build_jobs import BuildJob, BuildJobs, Wanted
+from .client_caches import Cache, ClientCaches, require_kinds
 from .client_contexts import ClientContexts
-from .client_outputs import ClientOutput, client_outputs, exporter_response, require_caches, send_outputs
+from .client_outputs import ClientOutput, client_outputs, exporter_response, send_outputs
 from .rpc import Code, RpcError
 from .session_blocking import SessionAgents, SessionCredentials, SessionSecrets
 
@@ -43,11 +44,11 @@ _REMOTES: Final = "remotes"
 
 @dataclass(frozen=True, slots=True)
 class Exports:
-    """What becomes of a result: exporters by type with their attributes, and caches as the command line has them."""
+    """What becomes of a result: exporters and caches, by kind with their attributes."""
 
     exporters: tuple[tuple[str, Mapping[str, str]], ...] = ()
-    cache_to: tuple[str, ...] = ()
-    cache_from: tuple[str, ...] = ()
+    cache_to: tuple[Cache, ...] = ()
+    cache_from: tuple[Cache, ...] = ()
 
 
 def exports_of(request: control_pb2.SolveRequest) -> Exports:
@@ -62,13 +63,9 @@ def exports_of(request: control_pb2.SolveRequest) -> Exports:
         )
     sources = [(each.type, dict(each.attrs)) for each in request.cache.imports]
     sources += [("registry", {"ref": ref}) for ref in request.cache.import_refs_deprecated]
-    require_caches([kind for kind, _ in targets], exporting=True)
-    require_caches([kind for kind, _ in sources], exporting=False)
-    return Exports(
-        tuple(exporters),
-        tuple(cache_text(kind, attributes) for kind, attributes in targets),
-        tuple(cache_text(kind, attributes) for kind, attributes in sources),
-    )
+    require_kinds(targets, word="exporter")
+    require_kinds(sources, word="importer")
+    return Exports(tuple(exporters), tuple(targets), tuple(sources))
 
 
 class Builds:
@@ -86,12 +83,16 @@ class Builds:
             scratch = stack.enter_context(self._daemon.engine.store.active.make())
             try:
                 outputs = client_outputs(exports.exporters, scratch=scratch)
-                request = await self._request(job, wanted, session, stack, scratch=scratch, exports=exports)
+                caches = ClientCaches(session, scratch)
+                request = await self._request(
+                    job, wanted, session, stack, scratch=scratch, exports=exports, caches=caches
+                )
                 request = replace(request, outputs=_outputs(outputs), squash=_squash(exports))
                 result = await self._run(job, request, session, scratch=scratch, progress=job.log)
                 self._report(result, request)
                 response = exporter_response(result.metadata)
                 await send_outputs(outputs, session, response=response)
+                await caches.send()
             except (PybuildError, OSError) as error:
                 raise _told(error, job) from error
         return response
@@ -108,7 +109,15 @@ class Builds:
         async with AsyncExitStack() as stack:
             scratch = stack.enter_context(self._daemon.engine.store.active.make())
             try:
-                request = await self._request(job, wanted, session, stack, scratch=scratch, exports=Exports())
+                request = await self._request(
+                    job,
+                    wanted,
+                    session,
+                    stack,
+                    scratch=scratch,
+                    exports=Exports(),
+                    caches=ClientCaches(session, scratch),
+                )
                 root = place / f"result-{wanted.id}"
                 output = Output(type=OutputType.OCI, dest=str(root), tar=False, compression="uncompressed")
                 request = replace(request, outputs=(output,), provenance=None, sbom=None)
@@ -127,7 +136,14 @@ class Builds:
             scratch = stack.enter_context(self._daemon.engine.store.active.make())
             try:
                 request = await self._request(
-                    job, wanted, session, stack, scratch=scratch, exports=Exports(), files=False
+                    job,
+                    wanted,
+                    session,
+                    stack,
+                    scratch=scratch,
+                    exports=Exports(),
+                    caches=ClientCaches(session, scratch),
+                    files=False,
                 )
                 return await self._threaded(job, session, lambda: self._answer(name, request, job, scratch))
             except (PybuildError, OSError) as error:
@@ -167,16 +183,18 @@ class Builds:
         *,
         scratch: Path,
         exports: Exports,
+        caches: ClientCaches,
         files: bool = True,
     ) -> BuildRequest:
         """The request with everything that the client has, on this machine."""
+        named_caches = exports.cache_from or wanted.cache_from or tuple(cache_imports(wanted.attributes))
         sources = sources_of(wanted.attributes, inputs=wanted.inputs, archive=wanted.archive is not None)
         request = build_request(
             wanted.attributes,
             machine=host_platform(),
             entitlements=tuple(job.request.entitlements),
-            cache_from=exports.cache_from or wanted.cache_from,
-            cache_to=exports.cache_to,
+            cache_from=await caches.sources(named_caches) if files else (),
+            cache_to=caches.targets(exports.cache_to),
         )
         contexts = ClientContexts(
             self._sessions,

@@ -12,8 +12,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from pybuild.daemon.kept_contexts import kept_context
+from pybuild.layers.digest import Digest
 from pybuild.values import dataclass, replace
 
+from .client_layouts import fetch_layout
 from .session_content import Content
 from .session_files import FileSync
 from .session_services import Upload
@@ -21,7 +23,7 @@ from .session_services import Upload
 if TYPE_CHECKING:
     from pybuild.builder.request import BuildRequest
 
-    from .attributes import LayoutSource, Sources
+    from .attributes import Sources
     from .sessions import Session, Sessions
 
 _IGNORE: Final = ".dockerignore"
@@ -70,7 +72,9 @@ class ClientContexts:
         for context, place in sources.directories.items():
             named[context] = str(await self._local(stack, place, own=None, files=True))
         for context, layout in sources.layouts.items():
-            named[context] = f"oci-layout://{await self._layout(layout)}@{layout.digest}"
+            root = self.scratch / f"layout-{len(named)}"
+            await fetch_layout(Content(self.session, f"oci:{layout.store}"), Digest.parse(layout.digest), root=root)
+            named[context] = f"oci-layout://{root}@{layout.digest}"
         return replace(request, named_contexts=named)
 
     async def _local(self, stack: AsyncExitStack, place: str, *, own: Path | None, files: bool) -> Path:
@@ -110,46 +114,6 @@ class ClientContexts:
             async for data in Upload(self.session).pull("buildkit-session", f"/{identifier}"):
                 out.write(data)
         return path
-
-    async def _layout(self, layout: LayoutSource) -> Path:
-        """An OCI layout of the client's, as much of it as belongs to the digest."""
-        import json
-
-        from pybuild.layers.digest import Digest
-
-        root = self.scratch / f"layout-{layout.store[:64]}"
-        root.mkdir(exist_ok=True)
-        (root / "oci-layout").write_text('{"imageLayoutVersion":"1.0.0"}', encoding="ascii")
-        content = Content(self.session, f"oci:{layout.store}")
-        top = Digest.parse(layout.digest)
-        waiting, first = [top], ""
-        while waiting:
-            digest = waiting.pop()
-            path = root / "blobs" / digest.algorithm / digest.hex
-            if path.exists():
-                continue
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with path.open("wb") as out:
-                async for data in content.read(digest):
-                    out.write(data)
-            if path.stat().st_size > 4 << 20:
-                continue
-            try:
-                value = json.loads(path.read_bytes())
-                first = first or str(value.get("mediaType", ""))
-                below = [*value.get("manifests", []), *value.get("layers", []), value.get("config")]
-                waiting += [
-                    Digest.parse(item["digest"]) for item in below if isinstance(item, dict) and "digest" in item
-                ]
-            except (ValueError, AttributeError, TypeError, UnicodeDecodeError):
-                continue  # a layer
-        descriptor = {
-            "mediaType": first or "application/vnd.oci.image.manifest.v1+json",
-            "digest": layout.digest,
-            "size": (root / "blobs" / top.algorithm / top.hex).stat().st_size,
-        }
-        (root / "index.json").write_text(json.dumps({"schemaVersion": 2, "manifests": [descriptor]}), encoding="ascii")
-        return root
 
 
 def _inside(name: str) -> str:

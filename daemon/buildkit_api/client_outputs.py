@@ -7,16 +7,15 @@ from __future__ import annotations
 
 import base64
 import json
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from pybuild.builder.outputs import OutputType
-from pybuild.errors import PybuildError
-from pybuild.layers.digest import Digest
 from pybuild.values import dataclass
 
 from .attributes import output_of
+from .client_layouts import pieces, send_layout
 from .session_content import Content
 from .session_exports import FileSend
 
@@ -59,25 +58,11 @@ async def send_outputs(outputs: Sequence[ClientOutput], session: Session, *, res
         if each.output.type is OutputType.LOCAL:
             await files.directory(each.place)
         elif not each.output.tar:
-            await _send_layout(each.place, Content(session, _STORE))
+            await send_layout(each.place, Content(session, _STORE))
         else:
             async with files.archive(response) as sink:
                 async for piece in pieces(each.place):
                     await sink.write(piece)
-
-
-async def _send_layout(root: Path, content: Content) -> None:
-    """The blobs of a layout: its index is the client's."""
-    for path in sorted(root.glob("blobs/*/*")):
-        digest = Digest.parse(f"{path.parent.name}:{path.name}")
-        await content.write(digest, path.stat().st_size, data=pieces(path))
-
-
-async def pieces(path: Path) -> AsyncIterator[bytes]:
-    """A file's bytes."""
-    with path.open("rb") as source:
-        while piece := source.read(_PIECE):
-            yield piece
 
 
 def exporter_response(metadata: Mapping[str, Any]) -> dict[str, str]:  # Any: the JSON edge
@@ -93,14 +78,3 @@ def exporter_response(metadata: Mapping[str, Any]) -> dict[str, str]:  # Any: th
         else:
             found[name] = json.dumps(value, separators=(",", ":"))
     return found
-
-
-def require_caches(kinds: Sequence[str], *, exporting: bool) -> None:
-    """Refuse caches of kinds that there are not. Raises PybuildError."""
-    for kind in kinds:
-        if kind == "local":
-            raise PybuildError(
-                "a cache of type local can't be used by way of this API", hint="use type=registry, or pybuild -H"
-            )
-        if kind not in ("registry", "inline", "s3"):
-            raise PybuildError(f"unknown cache {'exporter' if exporting else 'importer'}: {json.dumps(kind)}")

@@ -10,6 +10,7 @@ from pybuild.builder.outputs import OutputType
 from pybuild.daemon.buildkit_api.attributes import (
     LayoutSource,
     build_request,
+    cache_imports,
     cache_text,
     missing_capabilities,
     output_of,
@@ -85,7 +86,6 @@ def test_an_empty_no_cache_is_for_all_stages() -> None:
         ({"ulimit": "nofile=x"}, "ulimit"),
         ({"force-network-mode": "bridge"}, "netmode"),
         ({"attest:nonsense": ""}, "attestation"),
-        ({"cache-imports": "[{"}, "cache-imports"),
         ({"platform": "a/b/c/d"}, "platform"),
     ],
 )
@@ -113,10 +113,14 @@ def test_provenance_is_on_unless_it_is_disabled(text: str, expected: dict[str, s
 
 
 def test_caches_of_the_frontend_come_in_both_forms() -> None:
-    request = build_request(
-        {"cache-imports": '[{"Type":"registry","Attrs":{"ref":"a/b:c"}}]', "cache-from": "d/e,f/g"}, machine=MACHINE
-    )
-    assert request.cache_from == ("type=registry,ref=a/b:c", "type=registry,ref=d/e", "type=registry,ref=f/g")
+    text = '[{"Type":"registry","Attrs":{"ref":"a/b:c"}}]'
+    found = cache_imports({"cache-imports": text, "cache-from": "d/e,f/g"})
+    assert found == [("registry", {"ref": name}) for name in ("a/b:c", "d/e", "f/g")]
+
+
+def test_caches_that_cannot_be_read_are_refused() -> None:
+    with pytest.raises(PybuildError, match="cache-imports"):
+        cache_imports({"cache-imports": "[{"})
 
 
 def test_a_value_with_commas_stays_one_value() -> None:
@@ -226,5 +230,6 @@ def test_whatever_clients_send_is_read_or_refused(attributes: dict[str, str]) ->
     try:
         build_request(attributes, machine=MACHINE)
         sources_of(attributes)
+        cache_imports(attributes)
     except PybuildError:
         pass
