@@ -49,7 +49,8 @@ class LowerOptions:
     at once from different threads. ``contexts``: by ``context_key``; ``main_context``: what COPY without ``--from`` reads.
     ``source_date_epoch``: seconds, from outside the build arguments (which win). ``nonce`` makes the text that keeps a ``--no-cache``
     step from being found; it is called once per lowering. ``shm_size`` in bytes; ``ulimits``: (name, soft, hard). ``wanted_check`` says
-    of a build check's name and an instruction whether the finding is wanted there.
+    of a build check's name and an instruction whether the finding is wanted there. ``on_resolved`` is called when the base images are
+    known and before any instruction is looked at.
     """
 
     image_resolver: ImageSource
@@ -81,6 +82,7 @@ class LowerOptions:
     progress: Progress = field(default_factory=Silent)
     clock: Callable[[], float] = lambda: 0.0
     wanted_check: Callable[[str, Instruction], bool] = lambda rule, instruction: True
+    on_resolved: Callable[[], None] = lambda: None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -149,6 +151,7 @@ class _Lowering:
     def run(self) -> LoweredImage:
         target = self._plan.find_target(self._options.target)
         needed = self._resolve(target)
+        self._options.on_resolved()
         while True:
             findings = Findings(self._options.wanted_check, global_lines=self._global_lines())
             states = self._lower_stages(needed, findings)

@@ -64,6 +64,7 @@ class Planner:
         self._steps = InternalSteps(progress, parts.clock)
         self._warnings: dict[tuple[str, str, tuple[int, int] | None], BuildWarning] = {}
         self._settings = CheckSettings()
+        self._ignore_file_told = False
         self.dockerfile: Dockerfile | None = None
         """The Dockerfile, once it has been read: errors show its lines."""
 
@@ -154,13 +155,16 @@ class Planner:
             raise
         self._steps.count(step, "transferring dockerfile:", len(opened.dockerfile))
         self._steps.end(step)
-        if opened.kind is ContextKind.LOCAL:
-            step = self._steps.begin(f"[internal] load {opened.ignore_name or '.dockerignore'}")
-            self._steps.count(
-                step, "transferring context:", 2 if opened.ignore is None else len(opened.ignore_name) + 2
-            )
-            self._steps.end(step)
         return opened, dockerfile
+
+    def _tell_ignore_file(self, opened: OpenedContext) -> None:
+        """The ignore file has long been read; clients know this step, and where it stands among the others."""
+        if opened.kind is not ContextKind.LOCAL or self._ignore_file_told:
+            return
+        self._ignore_file_told = True
+        step = self._steps.begin(f"[internal] load {opened.ignore_name or '.dockerignore'}")
+        self._steps.count(step, "transferring context:", 2 if opened.ignore is None else len(opened.ignore_name) + 2)
+        self._steps.end(step)
 
     def _lower(
         self, dockerfile: Dockerfile, opened: OpenedContext, named: NamedContexts, platform: Platform
@@ -173,7 +177,9 @@ class Planner:
         if arguments.get("SOURCE_DATE_EPOCH") == "context" and opened.time is not None:
             arguments["SOURCE_DATE_EPOCH"] = str(int(opened.time))
         options = self._lower_options(arguments, contexts=named.contexts)
-        lowered = lower(dockerfile, replace(options, platform=platform))
+        lowered = lower(
+            dockerfile, replace(options, platform=platform, on_resolved=lambda: self._tell_ignore_file(opened))
+        )
         for warning in lowered.warnings:
             self._warn(warning)
         if lowered.unused_build_args:
