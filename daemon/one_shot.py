@@ -71,6 +71,8 @@ def run_once(
     """Run and wait; ``stdin``: the descriptor that is the process's standard input, which has none otherwise; ``terminal``: the process gets
     one, shown there. Raises PybuildError when the process can't be started, Cancelled."""
     args = command_line(config, options)
+    if options.workdir and not options.workdir.startswith("/"):
+        raise UsageError(f"the working directory {options.workdir!r} is invalid, it needs to be an absolute path")
     env = dict(entry.partition("=")[::2] for entry in config.env)
     env.setdefault("PATH", DEFAULT_PATH)
     env.update(options.env)

@@ -1203,7 +1203,12 @@ def run_step(request: Request, channel: _socket.socket, given: Sequence[int], *,
             os.dup2(fd, number)
         cwd = request["cwd"] or b"/"
         try:
-            os.chdir(cwd)
+            try:
+                os.chdir(cwd)
+            except FileNotFoundError:
+                # As runc does. Links lead nowhere but into the step's own root by now.
+                os.makedirs(os.path.realpath(cwd), 0o755, exist_ok=True)
+                os.chdir(cwd)
             entered = True
         except PermissionError:
             entered = False  # perhaps only the step's own user may enter

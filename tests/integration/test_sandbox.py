@@ -232,10 +232,14 @@ def test_default_network_is_the_hosts(shell: Shell) -> None:
     assert set(output.split()) == host
 
 
-def test_a_missing_working_directory_is_named(shell: Shell) -> None:
-    with pytest.raises(SandboxError, match="can't enter the working directory /nowhere: No such file or directory"):
-        shell("pwd", cwd="/nowhere")
-    assert shell("pwd", cwd="/tmp")[1] == "/tmp\n"
+def test_a_missing_working_directory_is_made_in_the_steps_own_root(shell: Shell, overlay: RootOverlay) -> None:
+    assert shell("pwd; stat -c %u:%g:%a .", cwd="/made/here", uid=1000)[1] == "/made/here\n0:0:755\n"
+    # Links that would lead out of the root lead to its own top, also when nothing is there.
+    shell("ln -s ../../../../../outside/of/it /link")
+    assert shell("pwd -P", cwd="/link/below")[1] == "/outside/of/it/below\n"
+    assert (Path(overlay.upper) / "outside/of/it/below").is_dir()
+    with pytest.raises(SandboxError, match="can't enter the working directory /etc/passwd: Not a directory"):
+        shell("pwd", cwd="/etc/passwd")
 
 
 @pytest.mark.parametrize(
