@@ -10,7 +10,6 @@ import threading
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from pybuild.builder.assemble import BuiltImage
@@ -31,13 +30,8 @@ from pybuild.builder.cache_specs import (
     CacheTarget,
     CacheType,
     MountsPlace,
-    parse_cache_from,
-    parse_cache_repo,
-    parse_cache_to,
-    parse_mounts_place,
 )
 from pybuild.builder.progress import Progress
-from pybuild.builder.request import BuildRequest
 from pybuild.builder.solver_steps import Result, Step, StepReport
 from pybuild.builder.why import PreviousStep
 from pybuild.errors import Cancelled, PybuildError
@@ -48,7 +42,7 @@ from pybuild.values import dataclass, replace
 
 from .cache_events import CacheEvents
 from .cache_layers import BlobForm, BlobPlace, BlobsOnDemand, CacheLayers
-from .cache_places import CachePlace, LayoutPlace, Layouts, NoCacheThere, RegistryPlace
+from .cache_places import CachePlace, Layouts, NoCacheThere, RegistryPlace
 from .cache_repo import StepRepository
 from .registries import Registries
 
@@ -490,46 +484,3 @@ def _kind(target: CacheTarget) -> str:
         CacheType.S3: "Amazon S3",
     }
     return names[target.type]
-
-
-def layouts_below(directory: str) -> Layouts:
-    """Caches in directories of this machine; relative paths are relative to ``directory``."""
-    return lambda path, reference: LayoutPlace(Path(directory, path), reference=reference)
-
-
-def open_caches(
-    request: BuildRequest,
-    *,
-    layouts: Layouts,
-    inline: bool,
-    store: Store,
-    snapshots: SnapshotStore,
-    cache: CacheIndex,
-    registries: Registries,
-    lazy: LazyLayers,
-    progress: Progress,
-    cancel: threading.Event,
-) -> BuildCachesHere:
-    """The caches that a build names; nothing is asked yet. ``inline``: as BUILDKIT_INLINE_CACHE=1 wants. Raises UsageError."""
-    return BuildCachesHere(
-        sources=[parse_cache_from(text) for text in request.cache_from],
-        targets=[parse_cache_to(text) for text in request.cache_to],
-        repositories=[parse_cache_repo(text) for text in request.cache_repo],
-        layouts=layouts,
-        store=store,
-        snapshots=snapshots,
-        cache=cache,
-        registries=registries,
-        lazy=lazy,
-        progress=progress,
-        cancel=cancel,
-        inline=inline,
-        siblings=_pushed_names(request),
-        mounts_from=[parse_mounts_place(text, option="--cache-mounts-from") for text in request.cache_mounts_from],
-        mounts_to=[parse_mounts_place(text, option="--cache-mounts-to") for text in request.cache_mounts_to],
-    )
-
-
-def _pushed_names(request: BuildRequest) -> tuple[str, ...]:
-    """The names that the build pushes its image to."""
-    return tuple(name for output in request.outputs if output.push for name in output.names or request.tags)

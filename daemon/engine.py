@@ -272,7 +272,7 @@ class Engine(StoreQueries):
         named = (request.cache_from, request.cache_to, request.cache_repo)
         if not (any(named) or inline or request.cache_mounts_from or request.cache_mounts_to):
             return None
-        from .caches import layouts_below, open_caches
+        from .cache_opening import layouts_below, open_caches
 
         return open_caches(
             request,
