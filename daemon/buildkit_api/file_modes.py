@@ -29,6 +29,8 @@ _TYPE: Final = DIRECTORY | SYMLINK | _DEVICE | FIFO | _SOCKET | _CHARACTER | _IR
 _SPECIAL: Final = ((_SETUID, stat.S_ISUID), (_SETGID, stat.S_ISGID), (_STICKY, stat.S_ISVTX))
 
 _RACY_NS: Final = 2_000_000_000
+_TRUSTED_NS: Final = 631_152_000_000_000_000
+"""1990. What is older has no time from a clock, but one that a packer gave to everything (0, 1980, npm's 1985): it doesn't tell of changes."""
 
 
 def permissions(mode: int) -> int:
@@ -38,7 +40,7 @@ def permissions(mode: int) -> int:
 
 def row_of(described: files_pb2.Stat, *, now_ns: int) -> ListedPath | None:
     """The row for what a client describes; None for what a context can't hold (devices, sockets). ``now_ns``: a file that changed just before may change
-    again without its time telling, and gets no stamp. Raises WireError."""
+    again without its time telling, and gets no stamp; neither does one whose time is no time. Raises WireError."""
     kind = _kind(described)
     if kind is None:
         return None
@@ -49,7 +51,8 @@ def row_of(described: files_pb2.Stat, *, now_ns: int) -> ListedPath | None:
     link = os.fsdecode(described.linkname) if kind in (Kind.SYMLINK, Kind.HARDLINK) else ""
     if kind is not Kind.FILE:
         return ListedPath(path, kind, mode, 0, described.mod_time, link)
-    stamp = f"{described.mod_time}:{described.mode}" if described.mod_time < now_ns - _RACY_NS else ""
+    tells = _TRUSTED_NS < described.mod_time < now_ns - _RACY_NS
+    stamp = f"{described.mod_time}:{described.mode}" if tells else ""
     return ListedPath(path, kind, mode, max(0, described.size), described.mod_time, "", stamp)
 
 

@@ -14,13 +14,12 @@ import asyncio
 import os
 import time
 from collections.abc import AsyncIterator, Iterable, Sequence
-from contextlib import asynccontextmanager, suppress
-from pathlib import Path
+from contextlib import suppress
 from typing import Final
 from urllib.parse import quote_plus
 
 from pybuild.daemon.context_listing import ListedPath, listing_text
-from pybuild.daemon.kept_contexts import ArrivingFile, KeptContext, kept_context
+from pybuild.daemon.kept_contexts import ArrivingFile, KeptContext
 from pybuild.layers.entries import Kind
 from pybuild.values import dataclass
 
@@ -201,21 +200,3 @@ class _Transfer:
                 self.bytes += len(data)
             else:
                 self._open.pop(number).finish()
-
-
-@asynccontextmanager
-async def received(
-    session: Session,
-    name: str,
-    *,
-    remotes: Path,
-    include: Sequence[str] = (),
-    exclude: Sequence[str] = (),
-    follow: Sequence[str] = (),
-) -> AsyncIterator[tuple[Path, Received]]:
-    """The client's directory ``name`` as a tree of ours, held until the context ends. ``remotes``: the store's place for such trees. Without a shared key the
-    client doesn't say which directory it is: nothing is compared with an earlier one. Raises RpcError, WireError, OSError."""
-    client = f"session:{session.shared_key or session.id}"
-    with kept_context(remotes, client=client, place=name) as tree:
-        brought = await FileSync(session).receive(name, tree=tree, include=include, exclude=exclude, follow=follow)
-        yield tree.root, brought

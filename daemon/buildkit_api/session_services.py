@@ -1,4 +1,4 @@
-"""Calls of a client's small services: credentials and tokens, secrets, agents, uploads. Each class is a client of one service of a session."""
+"""Calls of a client's small services: credentials, secrets, agents, uploads. Each class is a client of one service of a session."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from .messages import session_pb2
 from .rpc import Code, RpcError
 from .sessions import Session
 
-_AUTH: Final = "/moby.filesync.v1.Auth/"
+_CREDENTIALS: Final = "/moby.filesync.v1.Auth/Credentials"
 _SECRET: Final = "/moby.buildkit.secrets.v1.Secrets/GetSecret"
 _SSH: Final = "/moby.sshforward.v1.SSH/"
 _PULL: Final = "/moby.upload.v1.Upload/Pull"
@@ -29,70 +29,26 @@ class Login:
     secret: str = field(repr=False)
 
 
-@dataclass(frozen=True, slots=True)
-class Token:
-    """A registry's bearer token. Times in seconds; ``issued_at`` since the epoch."""
-
-    token: str = field(repr=False)
-    expires_in_seconds: int
-    issued_at: int
-
-
 class Auth:
-    """moby.filesync.v1.Auth."""
+    """moby.filesync.v1.Auth: its logins; clients that give tokens give these, too."""
 
     def __init__(self, session: Session) -> None:
         self._session = session
 
     async def credentials(self, host: str) -> Login | None:
         """The client's login for a registry, None if it has none. Raises RpcError."""
-        if not self._session.offers(_AUTH + "Credentials"):
+        if not self._session.offers(_CREDENTIALS):
             return None
         request = session_pb2.CredentialsRequest(host=_asked_host(host))
         try:
             found = await self._session.channel.unary(
-                _AUTH + "Credentials", request, response=session_pb2.CredentialsResponse, timeout_seconds=_SECONDS
+                _CREDENTIALS, request, response=session_pb2.CredentialsResponse, timeout_seconds=_SECONDS
             )
         except RpcError as error:
             if error.code in (Code.UNIMPLEMENTED, Code.NOT_FOUND):
                 return None
             raise
         return Login(found.username, found.secret) if found.secret else None
-
-    async def fetch_token(self, host: str, *, realm: str, service: str, scopes: tuple[str, ...]) -> Token:
-        """A token that the client gets from the registry's token service: its secret stays with it. Raises RpcError."""
-        self._session.require(_AUTH + "FetchToken", "tokens")
-        request = session_pb2.FetchTokenRequest(
-            client_id="pybuild", host=_asked_host(host), realm=realm, service=service, scopes=scopes
-        )
-        found = await self._session.channel.unary(
-            _AUTH + "FetchToken", request, response=session_pb2.FetchTokenResponse, timeout_seconds=_SECONDS
-        )
-        return Token(found.token, found.expires_in, found.issued_at)
-
-    async def token_authority(self, host: str, salt: bytes) -> bytes:
-        """The public key with which the client proves that it has a login for ``host``. Raises RpcError."""
-        self._session.require(_AUTH + "GetTokenAuthority", "token authority")
-        request = session_pb2.GetTokenAuthorityRequest(host=_asked_host(host), salt=salt)
-        found = await self._session.channel.unary(
-            _AUTH + "GetTokenAuthority",
-            request,
-            response=session_pb2.GetTokenAuthorityResponse,
-            timeout_seconds=_SECONDS,
-        )
-        return found.public_key
-
-    async def verify_token_authority(self, host: str, payload: bytes, *, salt: bytes) -> bytes:
-        """``payload``, signed by the client's key for ``host``. Raises RpcError."""
-        self._session.require(_AUTH + "VerifyTokenAuthority", "token authority")
-        request = session_pb2.VerifyTokenAuthorityRequest(host=_asked_host(host), payload=payload, salt=salt)
-        found = await self._session.channel.unary(
-            _AUTH + "VerifyTokenAuthority",
-            request,
-            response=session_pb2.VerifyTokenAuthorityResponse,
-            timeout_seconds=_SECONDS,
-        )
-        return found.signed
 
 
 def _asked_host(host: str) -> str:

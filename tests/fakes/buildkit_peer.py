@@ -16,7 +16,9 @@ from pybuild.daemon.buildkit_api.messages import files_pb2, session_pb2
 from pybuild.daemon.buildkit_api.rpc import Code, Metadata, RpcError, Services
 from pybuild.daemon.buildkit_api.serving import Server
 from pybuild.daemon.buildkit_api.session_exports import _walk
+from pybuild.daemon.buildkit_api.session_files import FileSync, Received
 from pybuild.daemon.buildkit_api.sessions import ID, METHOD, SHARED_KEY, Session, Sessions
+from pybuild.daemon.kept_contexts import kept_context
 
 
 @asynccontextmanager
@@ -142,3 +144,13 @@ class Results:
                 (self._directory / os.fsdecode(stats[number].path)).hardlink_to(target)
         await call.send(packet(type=packet.FIN))
         assert (await call.receive()).type == packet.FIN
+
+
+@asynccontextmanager
+async def received(
+    session: Session, name: str, *, remotes: Path, **patterns: Any
+) -> AsyncIterator[tuple[Path, Received]]:
+    """The client's directory ``name`` as a tree of ours."""
+    with kept_context(remotes, client=session.shared_key, place=name) as tree:
+        brought = await FileSync(session).receive(name, tree=tree, **patterns)
+        yield tree.root, brought

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fakes.buildkit_peer import Directories, Results, session_with
+from fakes.buildkit_peer import Directories, Results, received, session_with
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -23,8 +23,8 @@ from pybuild.daemon.buildkit_api.rpc import Code, Metadata, RpcError, Services
 from pybuild.daemon.buildkit_api.session_blocking import SessionAgents, SessionCredentials, SessionSecrets
 from pybuild.daemon.buildkit_api.session_content import Content
 from pybuild.daemon.buildkit_api.session_exports import FileSend
-from pybuild.daemon.buildkit_api.session_files import Received, received
-from pybuild.daemon.buildkit_api.session_services import Auth, Upload
+from pybuild.daemon.buildkit_api.session_files import Received
+from pybuild.daemon.buildkit_api.session_services import Upload
 from pybuild.daemon.buildkit_api.sessions import ID, Session, Sessions
 from pybuild.daemon.wire import WireError
 from pybuild.layers.digest import Digest
@@ -200,6 +200,20 @@ def test_a_file_that_changed_just_now_is_always_sent(tmp_path: Path) -> None:
     directories, _, found = fetch(source, tmp_path / "store", change=lambda: (source / "new").write_bytes(b"2"))
     assert directories.asked == ["new"]
     assert found["new"][2] == b"2"
+
+
+@pytest.mark.parametrize("seconds", [0, 315_532_800, 499_162_500])
+def test_a_file_whose_time_is_a_packers_is_always_sent(tmp_path: Path, seconds: int) -> None:
+    source = tmp_path / "source"
+    source.mkdir()
+
+    def write(content: bytes) -> None:
+        (source / "package.json").write_bytes(content)
+        os.utime(source / "package.json", (seconds, seconds))
+
+    write(b"1.0.1")
+    _, _, found = fetch(source, tmp_path / "store", change=lambda: write(b"1.0.2"))
+    assert found["package.json"][2] == b"1.0.2"
 
 
 def test_patterns_and_names_of_any_text_reach_the_client(tmp_path: Path) -> None:
@@ -394,36 +408,6 @@ def test_credentials_are_asked_for_once_by_the_name_that_clients_know() -> None:
 
     in_a_thread(services, work)
     assert asked == ["registry-1.docker.io", "token.example", "other.example:5000", "broken.example"]
-
-
-def test_tokens_come_from_the_client_that_keeps_its_secret() -> None:
-    async def token(request: session_pb2.FetchTokenRequest, call: Any) -> session_pb2.FetchTokenResponse:
-        assert (request.realm, list(request.scopes)) == ("https://auth/token", ["repository:a:pull"])
-        return session_pb2.FetchTokenResponse(token="t0", expires_in=300, issued_at=7)
-
-    async def authority(
-        request: session_pb2.VerifyTokenAuthorityRequest, call: Any
-    ) -> session_pb2.VerifyTokenAuthorityResponse:
-        return session_pb2.VerifyTokenAuthorityResponse(signed=request.payload + request.salt)
-
-    async def run() -> None:
-        services = Services()
-        services.unary("/moby.filesync.v1.Auth/FetchToken", session_pb2.FetchTokenRequest, token)
-        services.unary(
-            "/moby.filesync.v1.Auth/VerifyTokenAuthority", session_pb2.VerifyTokenAuthorityRequest, authority
-        )
-        async with session_with(services) as session:
-            auth = Auth(session)
-            got = await auth.fetch_token(
-                "r.example", realm="https://auth/token", service="r", scopes=("repository:a:pull",)
-            )
-            assert (got.token, got.expires_in_seconds, got.issued_at) == ("t0", 300, 7)
-            assert await auth.verify_token_authority("r.example", b"p", salt=b"s") == b"ps"
-            with pytest.raises(RpcError, match="offers no token authority"):
-                await auth.token_authority("r.example", b"s")
-            assert await auth.credentials("r.example") is None
-
-    asyncio.run(run())
 
 
 def test_secrets_are_a_mapping_that_asks_the_client() -> None:

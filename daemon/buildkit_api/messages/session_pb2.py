@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n2pybuild/daemon/buildkit_api/messages/session.proto\x12\x18pybuild.buildkit.session\"\x1c\n\x0c\x42ytesMessage\x12\x0c\n\x04\x64\x61ta\x18\x01 \x01(\x0c\"\"\n\x12\x43redentialsRequest\x12\x0c\n\x04host\x18\x01 \x01(\t\"7\n\x13\x43redentialsResponse\x12\x10\n\x08username\x18\x01 \x01(\t\x12\x0e\n\x06secret\x18\x02 \x01(\t\"d\n\x11\x46\x65tchTokenRequest\x12\x11\n\tclient_id\x18\x01 \x01(\t\x12\x0c\n\x04host\x18\x02 \x01(\t\x12\r\n\x05realm\x18\x03 \x01(\t\x12\x0f\n\x07service\x18\x04 \x01(\t\x12\x0e\n\x06scopes\x18\x05 \x03(\t\"J\n\x12\x46\x65tchTokenResponse\x12\r\n\x05token\x18\x01 \x01(\t\x12\x12\n\nexpires_in\x18\x02 \x01(\x03\x12\x11\n\tissued_at\x18\x03 \x01(\x03\"6\n\x18GetTokenAuthorityRequest\x12\x0c\n\x04host\x18\x01 \x01(\t\x12\x0c\n\x04salt\x18\x02 \x01(\x0c\"/\n\x19GetTokenAuthorityResponse\x12\x12\n\npublic_key\x18\x01 \x01(\x0c\"J\n\x1bVerifyTokenAuthorityRequest\x12\x0c\n\x04host\x18\x01 \x01(\t\x12\x0f\n\x07payload\x18\x02 \x01(\x0c\x12\x0c\n\x04salt\x18\x03 \x01(\x0c\".\n\x1cVerifyTokenAuthorityResponse\x12\x0e\n\x06signed\x18\x01 \x01(\x0c\"\xa4\x01\n\x10GetSecretRequest\x12\n\n\x02id\x18\x01 \x01(\t\x12P\n\x0b\x61nnotations\x18\x02 \x03(\x0b\x32;.pybuild.buildkit.session.GetSecretRequest.AnnotationsEntry\x1a\x32\n\x10\x41nnotationsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"!\n\x11GetSecretResponse\x12\x0c\n\x04\x64\x61ta\x18\x01 \x01(\x0c\"\x1f\n\x11\x43heckAgentRequest\x12\n\n\x02id\x18\x01 \x01(\t\"\x14\n\x12\x43heckAgentResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n2pybuild/daemon/buildkit_api/messages/session.proto\x12\x18pybuild.buildkit.session\"\x1c\n\x0c\x42ytesMessage\x12\x0c\n\x04\x64\x61ta\x18\x01 \x01(\x0c\"\"\n\x12\x43redentialsRequest\x12\x0c\n\x04host\x18\x01 \x01(\t\"7\n\x13\x43redentialsResponse\x12\x10\n\x08username\x18\x01 \x01(\t\x12\x0e\n\x06secret\x18\x02 \x01(\t\"\xa4\x01\n\x10GetSecretRequest\x12\n\n\x02id\x18\x01 \x01(\t\x12P\n\x0b\x61nnotations\x18\x02 \x03(\x0b\x32;.pybuild.buildkit.session.GetSecretRequest.AnnotationsEntry\x1a\x32\n\x10\x41nnotationsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"!\n\x11GetSecretResponse\x12\x0c\n\x04\x64\x61ta\x18\x01 \x01(\x0c\"\x1f\n\x11\x43heckAgentRequest\x12\n\n\x02id\x18\x01 \x01(\t\"\x14\n\x12\x43heckAgentResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -39,26 +39,14 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_CREDENTIALSREQUEST']._serialized_end=144
   _globals['_CREDENTIALSRESPONSE']._serialized_start=146
   _globals['_CREDENTIALSRESPONSE']._serialized_end=201
-  _globals['_FETCHTOKENREQUEST']._serialized_start=203
-  _globals['_FETCHTOKENREQUEST']._serialized_end=303
-  _globals['_FETCHTOKENRESPONSE']._serialized_start=305
-  _globals['_FETCHTOKENRESPONSE']._serialized_end=379
-  _globals['_GETTOKENAUTHORITYREQUEST']._serialized_start=381
-  _globals['_GETTOKENAUTHORITYREQUEST']._serialized_end=435
-  _globals['_GETTOKENAUTHORITYRESPONSE']._serialized_start=437
-  _globals['_GETTOKENAUTHORITYRESPONSE']._serialized_end=484
-  _globals['_VERIFYTOKENAUTHORITYREQUEST']._serialized_start=486
-  _globals['_VERIFYTOKENAUTHORITYREQUEST']._serialized_end=560
-  _globals['_VERIFYTOKENAUTHORITYRESPONSE']._serialized_start=562
-  _globals['_VERIFYTOKENAUTHORITYRESPONSE']._serialized_end=608
-  _globals['_GETSECRETREQUEST']._serialized_start=611
-  _globals['_GETSECRETREQUEST']._serialized_end=775
-  _globals['_GETSECRETREQUEST_ANNOTATIONSENTRY']._serialized_start=725
-  _globals['_GETSECRETREQUEST_ANNOTATIONSENTRY']._serialized_end=775
-  _globals['_GETSECRETRESPONSE']._serialized_start=777
-  _globals['_GETSECRETRESPONSE']._serialized_end=810
-  _globals['_CHECKAGENTREQUEST']._serialized_start=812
-  _globals['_CHECKAGENTREQUEST']._serialized_end=843
-  _globals['_CHECKAGENTRESPONSE']._serialized_start=845
-  _globals['_CHECKAGENTRESPONSE']._serialized_end=865
+  _globals['_GETSECRETREQUEST']._serialized_start=204
+  _globals['_GETSECRETREQUEST']._serialized_end=368
+  _globals['_GETSECRETREQUEST_ANNOTATIONSENTRY']._serialized_start=318
+  _globals['_GETSECRETREQUEST_ANNOTATIONSENTRY']._serialized_end=368
+  _globals['_GETSECRETRESPONSE']._serialized_start=370
+  _globals['_GETSECRETRESPONSE']._serialized_end=403
+  _globals['_CHECKAGENTREQUEST']._serialized_start=405
+  _globals['_CHECKAGENTREQUEST']._serialized_end=436
+  _globals['_CHECKAGENTRESPONSE']._serialized_start=438
+  _globals['_CHECKAGENTRESPONSE']._serialized_end=458
 # @@protoc_insertion_point(module_scope)

@@ -1,7 +1,7 @@
 from google.protobuf.internal import containers as _containers
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
-from collections.abc import Iterable as _Iterable, Mapping as _Mapping
+from collections.abc import Mapping as _Mapping
 from typing import ClassVar as _ClassVar, Optional as _Optional
 
 DESCRIPTOR: _descriptor.FileDescriptor
@@ -25,60 +25,6 @@ class CredentialsResponse(_message.Message):
     username: str
     secret: str
     def __init__(self, username: _Optional[str] = ..., secret: _Optional[str] = ...) -> None: ...
-
-class FetchTokenRequest(_message.Message):
-    __slots__ = ("client_id", "host", "realm", "service", "scopes")
-    CLIENT_ID_FIELD_NUMBER: _ClassVar[int]
-    HOST_FIELD_NUMBER: _ClassVar[int]
-    REALM_FIELD_NUMBER: _ClassVar[int]
-    SERVICE_FIELD_NUMBER: _ClassVar[int]
-    SCOPES_FIELD_NUMBER: _ClassVar[int]
-    client_id: str
-    host: str
-    realm: str
-    service: str
-    scopes: _containers.RepeatedScalarFieldContainer[str]
-    def __init__(self, client_id: _Optional[str] = ..., host: _Optional[str] = ..., realm: _Optional[str] = ..., service: _Optional[str] = ..., scopes: _Optional[_Iterable[str]] = ...) -> None: ...
-
-class FetchTokenResponse(_message.Message):
-    __slots__ = ("token", "expires_in", "issued_at")
-    TOKEN_FIELD_NUMBER: _ClassVar[int]
-    EXPIRES_IN_FIELD_NUMBER: _ClassVar[int]
-    ISSUED_AT_FIELD_NUMBER: _ClassVar[int]
-    token: str
-    expires_in: int
-    issued_at: int
-    def __init__(self, token: _Optional[str] = ..., expires_in: _Optional[int] = ..., issued_at: _Optional[int] = ...) -> None: ...
-
-class GetTokenAuthorityRequest(_message.Message):
-    __slots__ = ("host", "salt")
-    HOST_FIELD_NUMBER: _ClassVar[int]
-    SALT_FIELD_NUMBER: _ClassVar[int]
-    host: str
-    salt: bytes
-    def __init__(self, host: _Optional[str] = ..., salt: _Optional[bytes] = ...) -> None: ...
-
-class GetTokenAuthorityResponse(_message.Message):
-    __slots__ = ("public_key",)
-    PUBLIC_KEY_FIELD_NUMBER: _ClassVar[int]
-    public_key: bytes
-    def __init__(self, public_key: _Optional[bytes] = ...) -> None: ...
-
-class VerifyTokenAuthorityRequest(_message.Message):
-    __slots__ = ("host", "payload", "salt")
-    HOST_FIELD_NUMBER: _ClassVar[int]
-    PAYLOAD_FIELD_NUMBER: _ClassVar[int]
-    SALT_FIELD_NUMBER: _ClassVar[int]
-    host: str
-    payload: bytes
-    salt: bytes
-    def __init__(self, host: _Optional[str] = ..., payload: _Optional[bytes] = ..., salt: _Optional[bytes] = ...) -> None: ...
-
-class VerifyTokenAuthorityResponse(_message.Message):
-    __slots__ = ("signed",)
-    SIGNED_FIELD_NUMBER: _ClassVar[int]
-    signed: bytes
-    def __init__(self, signed: _Optional[bytes] = ...) -> None: ...
 
 class GetSecretRequest(_message.Message):
     __slots__ = ("id", "annotations")
