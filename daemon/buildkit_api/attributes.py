@@ -28,6 +28,8 @@ _CONTEXT: Final = "context:"
 _LOCAL: Final = "local:"
 _INPUT: Final = "input:"
 _LAYOUT: Final = "oci-layout://"
+_IMAGE: Final = "docker-image://"
+_REMOTES: Final = ("http://", "https://", "git://", "ssh://", "git@", "github.com/")
 _UPLOAD: Final = "http://buildkit-session/"
 _NETWORKS: Final = {"": "default", "sandbox": "default", "none": "none", "host": "host"}
 _RESOURCES: Final = {
@@ -144,6 +146,8 @@ def sources_of(attributes: Mapping[str, str], *, inputs: Iterable[str] = (), arc
     if not remote and "context" in given_inputs and "input:context" in attributes:
         # Clients that can't be sure of the query form of repositories send the graph of one; its text says the same.
         remote = attributes["input:context"]
+    if remote:
+        remote_context(remote)
     elsewhere = bool(remote or upload or archive)
     directories: dict[str, str] = {}
     layouts: dict[str, LayoutSource] = {}
@@ -168,6 +172,13 @@ def sources_of(attributes: Mapping[str, str], *, inputs: Iterable[str] = (), arc
         sessions=_prefixed(attributes, "local-sessionid:"),
         shared_keys=_prefixed(attributes, "sharedkey:localdir:"),
     )
+
+
+def remote_context(text: str) -> str:
+    """``text``, if it names a repository or a URL: anything else would name a directory of the daemon's machine. Raises PybuildError."""
+    if not text.startswith(_REMOTES):
+        raise PybuildError(f"the build context {text!r} is neither a git repository nor an HTTP URL")
+    return text
 
 
 def build_request(
@@ -201,11 +212,7 @@ def build_request(
         no_cache_filter=frozenset(name for name in (no_cache or "").split(",") if name),
         pull=_pull(attributes.get("image-resolve-mode", "")),
         outputs=tuple(outputs),
-        named_contexts={
-            name: value
-            for name, value in _prefixed(attributes, _CONTEXT).items()
-            if not value.startswith((_LOCAL, _LAYOUT, _INPUT))
-        },
+        named_contexts=_named(attributes),
         extra_hosts=_hosts(attributes.get("add-hosts", "")),
         network=_network(attributes.get("force-network-mode", "")),
         entitlements=_entitlements(entitlements),
@@ -256,6 +263,18 @@ def fields_text(fields: Iterable[str]) -> str:
 
 def _prefixed(attributes: Mapping[str, str], prefix: str) -> dict[str, str]:
     return {name[len(prefix) :]: value for name, value in sorted(attributes.items()) if name.startswith(prefix)}
+
+
+def _named(attributes: Mapping[str, str]) -> dict[str, str]:
+    """The named contexts that the daemon finds by itself."""
+    found = {}
+    for name, value in _prefixed(attributes, _CONTEXT).items():
+        if value.startswith((_LOCAL, _LAYOUT, _INPUT)):
+            continue
+        if not value.startswith((_IMAGE, *_REMOTES)):
+            raise PybuildError(f"unsupported context source {value!r} for {name}")
+        found[name] = value
+    return found
 
 
 def _layout(name: str, value: str) -> LayoutSource:
@@ -403,6 +422,7 @@ __all__ = [
     "fields_text",
     "missing_capabilities",
     "output_of",
+    "remote_context",
     "require_frontend",
     "sources_of",
     "subrequest_of",

@@ -35,7 +35,8 @@ _RESULT: Final = "pybuild-result://"
 class Wanted:
     """A result that a client has asked for, to be built when it is needed. ``inputs``: results of other builds by name; ``source``: the source,
     when that is all there is; ``archive``: the context, when it
-    has come already; ``layout``: the image as an OCI layout with its digest, once another build needs it."""
+    has come already; ``layout``: the image as an OCI layout with its digest, once another build needs it; ``contexts``: results of other
+    builds that it has found."""
 
     id: str
     attributes: Mapping[str, str]
@@ -44,6 +45,7 @@ class Wanted:
     source: GraphSource | None = None
     archive: Path | None = None
     layout: asyncio.Task[tuple[Path, str]] | None = None
+    contexts: dict[str, str] = field(default_factory=dict)
 
 
 class BuildJob:
@@ -60,6 +62,7 @@ class BuildJob:
         self.wanted: dict[str, Wanted] = {}
         self.read: Dockerfile | None = None
         self._held = ExitStack()
+        self._users = 1
         self._directory: Path | None = None
 
     def directory(self, make: Callable[[], AbstractContextManager[Path]]) -> Path:
@@ -68,11 +71,21 @@ class BuildJob:
             self._directory = self._held.enter_context(make())
         return self._directory
 
+    def use(self, other: BuildJob) -> None:
+        """What ``other`` has made is needed until this build ends."""
+        other._users += 1
+        self._held.callback(other._leave)
+
     def close(self) -> None:
         """The build is over."""
         self.over.set()
         self.log.finish()
-        self._held.close()
+        self._leave()
+
+    def _leave(self) -> None:
+        self._users -= 1
+        if not self._users:
+            self._held.close()
 
     def dockerfile(self, dockerfile: Dockerfile) -> None:
         """The build has read its Dockerfile."""

@@ -18,7 +18,7 @@ from pybuild.errors import Cancelled, PybuildError
 from pybuild.values import dataclass, replace
 
 from . import subrequests
-from .attributes import build_request, cache_imports, sources_of
+from .attributes import build_request, cache_imports, remote_context, sources_of
 from .build_errors import rpc_error
 from .build_jobs import BuildJob, BuildJobs, Wanted
 from .client_caches import Cache, ClientCaches, require_kinds
@@ -209,20 +209,24 @@ class Builds:
             return request
         named = dict(request.named_contexts)
         for context, name in sources.inputs.items():
-            named[context] = await self._input(wanted, context, name)
+            if context not in wanted.contexts:
+                wanted.contexts[context] = await self._input(job, wanted, context, name)
+            named[context] = wanted.contexts[context]
         return replace(request, named_contexts=named)
 
-    async def _input(self, wanted: Wanted, context: str, name: str) -> str:
+    async def _input(self, job: BuildJob, wanted: Wanted, context: str, name: str) -> str:
         """A context that is the result of another build, or a repository that the client described as a graph."""
         text = wanted.attributes.get(f"input:git_state_{context}") or wanted.attributes.get(f"input:context:{context}")
         if text:
-            return text
+            return remote_context(text)
         found = self.jobs.result_of(wanted.inputs[name]) if name in wanted.inputs else None
         if found is None:
             raise PybuildError(
                 f"the context {context} is a graph of low-level operations (LLB), which can't be built",
                 hint="give a directory, an image or a repository",
             )
+        # The other build may end before this one does.
+        job.use(found[0])
         root, digest = await self.layout(*found)
         return f"oci-layout://{root}@{digest}"
 

@@ -46,7 +46,8 @@ class ClientContexts:
         """``request`` with paths of this machine; the trees are held until ``stack`` ends. ``files``: False for who reads nothing but the Dockerfile.
         Raises RpcError, PybuildError, OSError."""
         sources = self.sources
-        dockerfile: str | None = sources.filename or None
+        # Whatever it looks like, it is a path inside of what the client gives.
+        dockerfile = f"./{_inside(sources.filename)}" if sources.filename else None
         directory: Path | None = None
         if sources.dockerfile:
             name = sources.filename or _DEFAULT

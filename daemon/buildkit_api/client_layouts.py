@@ -70,14 +70,13 @@ async def _blob(content: Content, digest: Digest, root: Path) -> dict[str, Any]:
 
 def _below(document: dict[str, Any]) -> list[Digest]:  # Any: the JSON edge
     """The digests that a manifest or an index names."""
-    found = []
-    for key in ("manifests", "layers", "config"):
-        value = document.get(key)
-        for item in value if isinstance(value, list) else [value]:
-            # Configurations of caches have lists of these names, too, with other things in them.
-            if isinstance(item, dict) and isinstance(item.get("digest"), str) and "size" in item:
-                found.append(Digest.parse(item["digest"]))
-    return found
+    values = [document.get(key) for key in ("manifests", "layers", "config")]
+    items = [item for value in values for item in (value if isinstance(value, list) else [value])]
+    # Configurations of caches have lists of these names, too, with other things in them.
+    named = [
+        item for item in items if isinstance(item, dict) and isinstance(item.get("digest"), str) and "size" in item
+    ]
+    return [Digest.parse(item["digest"]) for item in named]
 
 
 def _place(root: Path, digest: Digest) -> Path:

@@ -306,3 +306,15 @@ def test_the_daemon_tells_of_itself_and_of_its_cache(daemon: RunningDaemon, tmp_
             assert await call.receive() is None
 
     run(daemon, context_of(tmp_path, "FROM busybox\nRUN echo for > /the-cache\n"), work)
+
+
+@pytest.mark.parametrize(
+    "attributes", [{"context": "/etc"}, {"context:x": "/etc"}, {"filename": "../../../../etc/passwd"}]
+)
+def test_nothing_is_read_of_the_daemons_machine(
+    daemon: RunningDaemon, tmp_path: Path, attributes: dict[str, str]
+) -> None:
+    context = context_of(tmp_path, "FROM busybox\nCOPY --from=x passwd /p\n")
+    with pytest.raises(RpcError) as caught:
+        run(daemon, context, lambda client: client.solve(frontend_attrs=attributes))
+    assert "root:" not in str(caught.value) + str(caught.value.details)

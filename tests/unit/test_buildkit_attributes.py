@@ -160,6 +160,18 @@ def test_an_archive_from_standard_input_is_no_address() -> None:
     assert (sources.remote, sources.upload) == ("", "abc")
 
 
+@pytest.mark.parametrize("place", ["/etc", ".", "../x", "file:///etc", "oci-layout:///var/lib"])
+def test_no_context_names_a_directory_of_the_daemons_machine(place: str) -> None:
+    with pytest.raises(PybuildError, match="neither"):
+        sources_of({"context": place})
+    if place.startswith("oci-layout:"):
+        with pytest.raises(PybuildError, match="digest"):
+            sources_of({"context:x": place})
+        return
+    with pytest.raises(PybuildError, match="unsupported"):
+        build_request({"context:x": place}, machine=MACHINE)
+
+
 def test_a_layout_without_a_digest_is_refused() -> None:
     with pytest.raises(PybuildError, match="digest"):
         sources_of({"context:lay": "oci-layout://store"})
