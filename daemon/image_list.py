@@ -6,7 +6,7 @@ Shared by the command line and the Engine API, so that both say the same.
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from pybuild.errors import UsageError
@@ -108,7 +108,9 @@ def listed_images(images: Images, wanted: ImageFilter) -> list[ListedImage]:
         if text
     }
     found: list[ListedImage] = []
-    for image in images.list(dangling=wanted.dangling):
+    for image in _one_for_each(images.list()):
+        if wanted.dangling is bool(image.names):
+            continue
         if "before" in limits and image.stored >= limits["before"]:
             continue
         if "since" in limits and image.stored <= limits["since"]:
@@ -124,6 +126,18 @@ def listed_images(images: Images, wanted: ImageFilter) -> list[ListedImage]:
         if shown or (not named and not wanted.references and wanted.name is None):
             found.append(ListedImage(image, part, shown))
     return found
+
+
+def _one_for_each(images: Iterable[StoredImage]) -> Iterator[StoredImage]:
+    """Without what is only another manifest of an image that is listed anyway: a build of the same image again, with other attestations or
+    compression, takes its name. What has a name stays, of the others the newest of an ID."""
+    here = host_platform()
+    all_of_them = [(image, image.id(here)) for image in images]
+    seen = {identifier for image, identifier in all_of_them if image.names}
+    for image, identifier in all_of_them:
+        if image.names or identifier not in seen:
+            seen.add(identifier)
+            yield image
 
 
 def made_at(part: StoredPlatform | None) -> float | None:

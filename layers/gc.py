@@ -134,7 +134,9 @@ class Collector:
             if images.discard(image):
                 untagged += image.names
                 deleted.append(image.id())
-        return ImagePruneReport(tuple(untagged), tuple(deleted), self.collect())
+        # An image may be left under another manifest.
+        gone = tuple(identifier for identifier in dict.fromkeys(deleted) if not images.with_config(identifier))
+        return ImagePruneReport(tuple(untagged), gone, self.collect())
 
     def enforce(self, max_used_bytes: int) -> int:
         """Hold the build cache to a cap, also while builds run: what they use stays. Returns the bytes freed."""
