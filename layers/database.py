@@ -176,6 +176,11 @@ class _Session:
         self.depth = 0
         self.pid = os.getpid()
 
+    def __del__(self) -> None:
+        # With the thread: whatever else still refers to the connection would keep its descriptors and pages until cycles are collected.
+        if self.pid == os.getpid():
+            self.connection.close()
+
 
 class Database:
     """The database at ``path``, opened when first used, one connection per thread. ``close`` ends them all."""

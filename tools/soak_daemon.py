@@ -78,7 +78,7 @@ def main() -> int:
                     print(f"{end:>6} builds: {figures(daemon)}", flush=True)
             after = figures(daemon)
     # The store grows with every build, and so does what a survey of it needs for a moment.
-    limits = {"MB": 32, "files": 64, "threads": 8, "mounts": 0, "processes": 0, "active": 0, "ingest": 0, "locks": 2}
+    limits = {"MB": 16, "files": 8, "threads": 8, "mounts": 0, "processes": 0, "active": 0, "ingest": 0, "locks": 2}
     grown = {key: (before[key], after[key]) for key, more in limits.items() if after[key] > before[key] + more}
     print(f"grown: {grown}" if grown else "nothing grew")
     return 1 if grown else 0
