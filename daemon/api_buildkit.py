@@ -140,14 +140,18 @@ class _Switched(web.StreamResponse):
 
 async def _switched(request: web.Request, protocol: asyncio.Protocol) -> web.StreamResponse:
     """Hand the request's connection over to ``protocol``, and wait for its end."""
-    transport = request.transport
+    transport, before, task = request.transport, request.protocol, asyncio.current_task()
     assert transport is not None  # checked before
-    front = _Watched(protocol, request.protocol)
+    assert task is not None
+    loop = asyncio.get_running_loop()
+    # aiohttp hears of the end when it is through with the request: earlier, and it would cancel this.
+    task.add_done_callback(lambda _: loop.call_soon(before.connection_lost, None))
+    watched = _Watched(protocol)
     transport.write(_SWITCH)
-    transport.set_protocol(front)
+    transport.set_protocol(watched)
     protocol.connection_made(transport)
     try:
-        await front.lost.wait()
+        await watched.lost.wait()
     finally:
         transport.close()
     response = _Switched(status=101)
@@ -156,11 +160,10 @@ async def _switched(request: web.Request, protocol: asyncio.Protocol) -> web.Str
 
 
 class _Watched(asyncio.Protocol):
-    """Passes everything on, and tells of the end: also to the protocol that had the connection before."""
+    """Passes everything on, and tells of the end."""
 
-    def __init__(self, protocol: asyncio.Protocol, before: asyncio.Protocol) -> None:
+    def __init__(self, protocol: asyncio.Protocol) -> None:
         self._protocol = protocol
-        self._before = before
         self.lost = asyncio.Event()
 
     def data_received(self, data: bytes) -> None:

@@ -4,21 +4,25 @@ from __future__ import annotations
 
 import asyncio
 import socket
+from pathlib import Path
 from typing import Any
 
 import pytest
+from aiohttp import web
 from fakes.buildkit_peer import connected
 from h2.errors import ErrorCodes
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pybuild.daemon.api_buildkit import FirstBytes
+from pybuild.daemon.api_buildkit import BuildkitRoutes, FirstBytes
+from pybuild.daemon.api_server import Router
 from pybuild.daemon.buildkit_api.calling import Channel, ClientCall
 from pybuild.daemon.buildkit_api.http2 import PREFACE, Http2Connection
 from pybuild.daemon.buildkit_api.messages import health_pb2
 from pybuild.daemon.buildkit_api.messages.session_pb2 import BytesMessage
 from pybuild.daemon.buildkit_api.rpc import Code, Detail, RpcError, Services
 from pybuild.daemon.buildkit_api.serving import Server
+from pybuild.daemon.buildkit_api.sessions import Sessions
 from pybuild.daemon.buildkit_api.tunnel import run_tunnel
 from pybuild.errors import PybuildError
 
@@ -445,5 +449,66 @@ def test_the_first_bytes_tell_who_serves_a_connection(sent: list[bytes], is_http
         await asyncio.sleep(0.01)
         taker, other = (http2, http1) if is_http2 else (http1, http2)
         assert (taker.data, taker.lost, other.data) == (b"".join(sent), True, b"")
+
+    asyncio.run(run())
+
+
+class _Upgrades:
+    """What the endpoints need of a daemon."""
+
+    def __init__(self, server: Server) -> None:
+        self.buildkit = self
+        self.sessions = Sessions()
+        self._server = server
+
+    def connection(self) -> Http2Connection:
+        return self._server.connection()
+
+
+async def _upgraded(socket_path: Path, path: str, headers: str) -> socket.socket:
+    made = socket.socket(socket.AF_UNIX)
+    made.setblocking(False)
+    loop = asyncio.get_running_loop()
+    await loop.sock_connect(made, str(socket_path))
+    request = f"POST {path} HTTP/1.1\r\nHost: d\r\nConnection: Upgrade\r\nUpgrade: h2c\r\n{headers}\r\n"
+    await loop.sock_sendall(made, request.encode())
+    answer = b""
+    while b"\r\n\r\n" not in answer:
+        answer += await loop.sock_recv(made, 1)
+    assert answer.startswith(b"HTTP/1.1 101 ")
+    return made
+
+
+def test_connections_are_upgraded_in_both_roles_and_nothing_of_them_stays(tmp_path: Path) -> None:
+    async def run() -> None:
+        loop = asyncio.get_running_loop()
+        server = Server(echoing())
+        daemon = _Upgrades(server)
+        application = web.Application()
+        BuildkitRoutes(daemon).register(Router(application))  # type: ignore[arg-type]  # as much of a Daemon as it uses
+        runner = web.AppRunner(application, handler_cancellation=True)
+        await runner.setup()
+        await web.UnixSite(runner, str(tmp_path / "s")).start()
+        ours = Http2Connection()
+        raw = await _upgraded(tmp_path / "s", "/v1.41/grpc", "")
+        await loop.create_connection(lambda: ours, sock=raw)
+        assert await ask(Channel(ours), b"x" * 100_000) == b"x" * 100_000
+        session_headers = "X-Docker-Expose-Session-Uuid: s1\r\nX-Docker-Expose-Session-Grpc-Method: /t.T/Echo\r\n"
+        raw = await _upgraded(tmp_path / "s", "/session", session_headers)
+        theirs = server.connection()
+        await loop.create_connection(lambda: theirs, sock=raw)
+        session = await daemon.sessions.get("s1")
+        assert session.offers(ECHO)
+        assert await ask(session.channel, b"back") == b"back"
+        ours.close()
+        theirs.close()
+        assert runner.server is not None
+        async with asyncio.timeout(10):
+            while runner.server.connections:
+                await asyncio.sleep(0.01)
+            await session.ended.wait()
+        with pytest.raises(RpcError, match="no active session"):
+            await daemon.sessions.get("s1", wait_seconds=0.01)
+        await runner.cleanup()
 
     asyncio.run(run())
