@@ -15,6 +15,7 @@ from pybuild.errors import PybuildError, UsageError
 from pybuild.layers.descriptor import Platform
 from pybuild.layers.digest import Digest
 from pybuild.layers.references import Reference
+from pybuild.parser.frontends import LANGUAGE_VERSION
 from pybuild.values import dataclass, field
 
 from .assemble import rfc3339
@@ -27,7 +28,7 @@ BUILD_TYPE_02: Final = "https://mobyproject.org/buildkit@v1"
 PREDICATE_TYPE: Final = "https://slsa.dev/provenance/v1"
 PREDICATE_TYPE_02: Final = "https://slsa.dev/provenance/v0.2"
 FRONTEND: Final = "dockerfile.v0"
-DOCKERFILE_VERSION: Final = "1.20.0"
+DOCKERFILE_VERSION: Final = ".".join(map(str, (*LANGUAGE_VERSION, 0)))
 """The version of the Dockerfile language that this builder implements."""
 COMPATIBILITY_VERSION: Final = 30
 """BuildKit's number for the rules that results follow: OCI media types and artifacts by default."""

@@ -31,7 +31,6 @@ from .graph import (
     Merge,
     Mount,
     Network,
-    Op,
     Scratch,
     SecretMount,
     Security,
@@ -147,21 +146,20 @@ def _layers(steps: Sequence[Step], blobs: Mapping[Digest, Descriptor]) -> Object
 
 def operation(step: Step) -> Object:
     """A step's operation as JSON of BuildKit's ``pb.Op``."""
-    op = step.op
     # Inputs that are nothing have no number: -1 stands for them, as in BuildKit.
     numbers: dict[int, int] = {}
     for position, source in enumerate(step.inputs):
         numbers[position] = -1 if isinstance(source.op, Scratch) else sum(1 for n in numbers.values() if n >= 0)
-    body, platform = _body(op, numbers)
+    body, platform = _body(step, numbers)
     out: Object = {"Op": body}
-    platform = platform or step.vertex.note.platform
     if platform is not None:
         out["platform"] = _platform(platform)
     out["constraints"] = {}
     return out
 
 
-def _body(op: Op, numbers: Mapping[int, int]) -> tuple[Object, Platform | None]:
+def _body(step: Step, numbers: Mapping[int, int]) -> tuple[Object, Platform | None]:
+    op = step.op
     match op:
         case ImageSource():
             return {"source": {"identifier": _image_identifier(op)}}, op.platform
@@ -177,7 +175,8 @@ def _body(op: Op, numbers: Mapping[int, int]) -> tuple[Object, Platform | None]:
         case Exec():
             return {"exec": _exec(op, numbers)}, op.platform
         case FileCopy():
-            return {"file": {"actions": _copy_actions(op, numbers)}}, None
+            remote = any(isinstance(source.op, GitSource | HttpSource) for source in step.inputs)
+            return {"file": {"actions": _copy_actions(op, numbers, remote=remote)}}, None
         case FileMake():
             directory: Object = {"path": op.directory, "mode": op.mode, "makeParents": True, "timestamp": -1}
             if op.epoch is not None:
@@ -221,11 +220,13 @@ def _exec(op: Exec, numbers: Mapping[int, int]) -> Object:
         meta["ulimit"] = [{"Name": name, "Soft": soft, "Hard": hard} for name, soft, hard in op.ulimits]
     if op.cgroup_parent:
         meta["cgroupParent"] = op.cgroup_parent
+    meta["removeMountStubsRecursive"] = True
     root: Object = {"dest": "/"}
     if numbers.get(0, -1):
         root["input"] = numbers.get(0, -1)
-    mounts = [root, *(_script(script) for script in op.scripts)]
+    mounts = [_script(script) for script in op.scripts]
     mounts += [mount for each in op.mounts if (mount := _mount(each, numbers)) is not None]
+    mounts = [root, *sorted(mounts, key=lambda mount: str(mount["dest"]))]
     out: Object = {"meta": meta, "mounts": mounts}
     if op.network in _NETWORKS:
         out["network"] = _NETWORKS[op.network]
@@ -285,12 +286,15 @@ def _access(id: str, uid: int, gid: int, mode: int, *, required: bool) -> Object
     return {key: value for key, value in out.items() if value}
 
 
-def _copy_actions(op: FileCopy, numbers: Mapping[int, int]) -> list[Object]:
-    """One action per source and here-document; each continues on what the one before gave."""
+def _copy_actions(op: FileCopy, numbers: Mapping[int, int], *, remote: bool) -> list[Object]:
+    """One action per source and here-document; each continues on what the one before gave. ``remote``: the source is a repository or a
+    download, whose names are no patterns."""
     position = source_input(op)
     base = -1 if op.link else numbers.get(0, -1)
     inputs = sum(1 for number in numbers.values() if number >= 0)
-    bodies: list[tuple[Object, int]] = [({"copy": _copy(op, each)}, numbers.get(position, -1)) for each in op.sources]
+    bodies: list[tuple[Object, int]] = [
+        ({"copy": _copy(op, each, remote=remote)}, numbers.get(position, -1)) for each in op.sources
+    ]
     for file in op.inline:
         name = op.destination + file.name if op.destination.endswith("/") else op.destination
         data = base64.b64encode(file.data).decode("ascii")
@@ -309,7 +313,7 @@ def _action(body: Object, first: int, second: int, output: int) -> Object:
     return {"input": first, "secondaryInput": second, "output": output, "Action": body}
 
 
-def _copy(op: FileCopy, source: str) -> Object:
+def _copy(op: FileCopy, source: str, *, remote: bool) -> Object:
     out: Object = {"src": source, "dest": op.destination}
     if op.owner:
         out["owner"] = _owner(op.owner)
@@ -317,10 +321,14 @@ def _copy(op: FileCopy, source: str) -> Object:
     out["mode"] = -1 if mode is None else mode
     if op.mode and mode is None:
         out["modeStr"] = op.mode
-    out |= {"followSymlink": True, "dirCopyContents": True}
+    if not remote:
+        out |= {"followSymlink": True, "dirCopyContents": True}
     if op.unpack is Unpack.LOCAL:
         out["attemptUnpackDockerCompatibility"] = True
-    out |= {"createDestPath": True, "allowWildcard": True, "allowEmptyWildcard": True, "timestamp": -1}
+    out["createDestPath"] = True
+    if not remote:
+        out |= {"allowWildcard": True, "allowEmptyWildcard": True}
+    out["timestamp"] = -1
     if op.exclude:
         out["exclude_patterns"] = list(op.exclude)
     return out

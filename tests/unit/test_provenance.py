@@ -337,20 +337,12 @@ def test_a_run_is_told_with_its_mounts_but_without_values():
     )
     body = operation(step(op, IMAGE, step(ContextSource("context"))))
     assert body["Op"]["exec"] == {
-        "meta": {"args": ["true"], "env": [], "cwd": "/w", "user": "me"},
+        "meta": {"args": ["true"], "env": [], "cwd": "/w", "user": "me", "removeMountStubsRecursive": True},
         "mounts": [
             {"dest": "/"},
-            {"input": -1, "dest": "/dev/pipes/EOF", "output": -1, "readonly": True},
             {"input": 1, "dest": "/bind", "output": -1, "selector": "/sub", "readonly": True},
             {"input": -1, "dest": "/cache", "output": -1, "mountType": 3, "cacheOpt": {"ID": "id"}},
-            {"input": -1, "dest": "/tmp", "output": -1, "mountType": 4, "TmpfsOpt": {"size": 5}},
-            {
-                "input": -1,
-                "dest": "/run/secrets/token",
-                "output": -1,
-                "mountType": 1,
-                "secretOpt": {"ID": "token", "mode": 0o400, "optional": True},
-            },
+            {"input": -1, "dest": "/dev/pipes/EOF", "output": -1, "readonly": True},
             {
                 "input": -1,
                 "dest": "/run/agent",
@@ -358,6 +350,14 @@ def test_a_run_is_told_with_its_mounts_but_without_values():
                 "mountType": 2,
                 "SSHOpt": {"ID": "default", "mode": 0o600, "optional": True},
             },
+            {
+                "input": -1,
+                "dest": "/run/secrets/token",
+                "output": -1,
+                "mountType": 1,
+                "secretOpt": {"ID": "token", "mode": 0o400, "optional": True},
+            },
+            {"input": -1, "dest": "/tmp", "output": -1, "mountType": 4, "TmpfsOpt": {"size": 5}},
         ],
         "network": 2,
         "secretenv": [{"ID": "other", "name": "OTHER"}],
