@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from pybuild.layers.gc import ImagePruneReport, PrunePolicy, PruneReport
     from pybuild.layers.images import Removal
     from pybuild.layers.usage import Usage
+    from pybuild.registry_client.credentials import DockerConfig
     from pybuild.registry_client.push import PushReport
     from pybuild.registry_client.transfers import OnTransfer
 
@@ -66,8 +67,18 @@ class RemoteEngine:
     """A daemon's engine. A context manager, like the engine; every method raises what the daemon's raised, as RemoteFailure, and
     DaemonUnreachable."""
 
-    def __init__(self, address: DaemonAddress, *, docker_config: Path, variables: Mapping[str, str]) -> None:
-        """``docker_config``: the directory of Docker's config.json, whose credentials go with pulls, pushes and builds."""
+    def __init__(
+        self,
+        address: DaemonAddress,
+        *,
+        docker_config: Path,
+        variables: Mapping[str, str],
+        warn: Callable[[str], None] | None = None,
+    ) -> None:
+        """``docker_config``: the directory of Docker's config.json, whose credentials go with pulls, pushes and builds; ``warn``: see
+        DockerConfig."""
+        self._warn = warn
+        self._config: DockerConfig | None = None
         self._address = address
         self._docker_config = docker_config
         self._variables = variables
@@ -125,7 +136,11 @@ class RemoteEngine:
         """All that Docker's configuration has, for the daemon to use in this call and to forget."""
         from pybuild.registry_client.credentials import DockerConfig, server_key
 
-        config = DockerConfig(os.fspath(self._docker_config / "config.json"), environment=self._variables)
+        if self._config is None:
+            self._config = DockerConfig(
+                os.fspath(self._docker_config / "config.json"), environment=self._variables, warn=self._warn
+            )
+        config = self._config
         found: dict[str, dict[str, str]] = {}
         for host in config.hosts():
             credential = config.get(host)

@@ -86,9 +86,11 @@ class Engine(StoreQueries):
         debug: Callable[[str], None] | None = None,
         offline: bool = False,
         ends_process: bool = False,
+        warn: Callable[[str], None] | None = None,
     ) -> Engine:
         """Open the store at ``root``. ``variables``: the environment for credential helpers and proxies; ``debug`` gets a redacted line
-        for each request to a registry; ``ends_process``: the process ends soon after ``close``, which then leaves the database to it. Raises StoreUnusable, StoreTooNew."""
+        for each request to a registry; ``ends_process``: the process ends soon after ``close``, which then leaves the database to it;
+        ``warn``: see DockerConfig. Raises StoreUnusable, StoreTooNew."""
         store = Store(root, clock=time.time)
         registries = Registries(
             settings,
@@ -98,6 +100,7 @@ class Engine(StoreQueries):
             user_agent=f"pybuild/{__version__} (compatible; buildkit/v0.26)",
             log=debug,
             offline=offline,
+            warn=warn,
         )
         return cls(store, settings, registries, ends_process=ends_process)
 

@@ -29,9 +29,10 @@ class Registries:
         log: Callable[[str], None] | None,
         offline: bool = False,
         credentials: Credentials | None = None,
+        warn: Callable[[str], None] | None = None,
     ) -> None:
         """``docker_config``: the directory of Docker's config.json; ``variables``: proxies and what credential helpers get;
-        ``credentials``: used instead of Docker's configuration."""
+        ``credentials``: used instead of Docker's configuration; ``warn``: see DockerConfig."""
         self._settings = settings
         self._config_file = str(docker_config / "config.json")
         self._config: DockerConfig | None = None
@@ -40,6 +41,7 @@ class Registries:
         self._log = log
         self._offline = offline
         self._credentials = credentials
+        self._warn = warn
         self._docker_config = docker_config
         self._lock = threading.Lock()
         self._client: RegistryClient | None = None
@@ -55,7 +57,7 @@ class Registries:
         if self._config is None:
             from pybuild.registry_client.credentials import DockerConfig
 
-            self._config = DockerConfig(self._config_file, environment=self._variables)
+            self._config = DockerConfig(self._config_file, environment=self._variables, warn=self._warn)
         return self._config
 
     @property
@@ -97,6 +99,7 @@ class Registries:
             log=self._log,
             offline=self._offline,
             credentials=credentials,
+            warn=self._warn,
         )
 
     def close(self) -> None:

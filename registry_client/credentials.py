@@ -17,7 +17,7 @@ import json
 import os
 import re
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, Final, Protocol
 from urllib.parse import urlsplit
@@ -102,21 +102,40 @@ def server_key(host: str) -> str:
 class DockerConfig:
     """The credentials of one ``config.json``. Thread-safe; a helper is asked once per host.
 
-    Parameters: ``path`` of the file, which need not exist; ``environment`` for helper programs (their ``PATH`` and what they need).
+    Parameters: ``path`` of the file, which need not exist; ``environment`` for helper programs (their ``PATH`` and what they need);
+    ``warn``: told once that the file, or an entry that is wanted, can't be read, which then counts as none, as docker has it; without it
+    that is an error. What writes the file refuses in any case.
     """
 
-    def __init__(self, path: str, *, environment: Mapping[str, str]) -> None:
+    def __init__(self, path: str, *, environment: Mapping[str, str], warn: Callable[[str], None] | None = None) -> None:
         self._path = path
+        self._warn = warn
         self._environment = dict(environment)
         self._lock = threading.Lock()
         self._locks: dict[str, threading.Lock] = {}
+        self._warned = False
         self._known: dict[str, Credential | None] = {}
         self.helper_failures: dict[str, str] = {}
         """What went wrong with a helper, by host: shown when the registry then refuses the anonymous request."""
 
     def get(self, host: str, repository: str = "") -> Credential | None:
-        """The credential for ``host``. A helper that fails counts as none and is noted. Raises CredentialError (unreadable file)."""
-        host = normal_host(host)
+        """The credential for ``host``. A helper that fails counts as none and is noted. Raises CredentialError (unreadable file, if nobody
+        is to be warned)."""
+        try:
+            return self._get(normal_host(host), repository)
+        except CredentialError as error:
+            self._warn_of(error)
+            return None
+
+    def _warn_of(self, error: CredentialError) -> None:
+        with self._lock:
+            if self._warn is None:
+                raise error
+            if not self._warned:
+                self._warned = True
+                self._warn(f"Error loading config file: {error.message}")
+
+    def _get(self, host: str, repository: str) -> Credential | None:
         config = self._read()
         helper = self._helper_for(config, host)
         if helper is None:
@@ -192,7 +211,11 @@ class DockerConfig:
 
     def hosts(self) -> tuple[str, ...]:
         """The hosts that the file has an entry or a helper for: a daemon's client sends their credentials along."""
-        config = self._read()
+        try:
+            config = self._read()
+        except CredentialError as error:
+            self._warn_of(error)
+            return ()
         names: set[str] = set()
         for section in ("auths", "credHelpers"):
             value = config.get(section)

@@ -90,6 +90,23 @@ def test_a_missing_file_is_empty_and_a_broken_one_an_error(tmp_path: Path) -> No
         config.get("r.example")
 
 
+def test_a_broken_file_is_warned_of_once_and_counts_as_none_but_is_never_written(tmp_path: Path) -> None:
+    file = tmp_path / "config.json"
+    warnings: list[str] = []
+    for text in ("{", '{"auths": {"r.example": {"auth": "bm9jb2xvbg=="}}}', '{"credsStore": "../x"}'):
+        file.write_text(text)
+        config = DockerConfig(str(file), environment={}, warn=warnings.append)
+        config.hosts()
+        assert config.get("r.example") is config.get("r.example") is None
+    assert [text.startswith(f"Error loading config file: {file}") for text in warnings] == [True] * 3
+    file.write_text("{")
+    with pytest.raises(CredentialError):
+        config.store("r.example", Credential("u", "s"))
+    with pytest.raises(CredentialError):
+        config.erase("r.example")
+    assert file.read_text() == "{"
+
+
 def test_a_helper_is_asked_once_for_one_host_also_by_many_threads(tmp_path: Path) -> None:
     calls = _helper(tmp_path)
     (tmp_path / "r.example").write_text('{"ServerURL":"r.example","Username":"u","Secret":"s"}')

@@ -76,6 +76,7 @@ class Environment:
             variables=self.variables,
             offline=offline,
             ends_process=True,
+            warn=_warn,
             debug=(lambda line: print(line, file=sys.stderr)) if self.debug else None,
         )
 
@@ -94,6 +95,7 @@ class Environment:
             ),
             docker_config=docker_config_directory(self.variables),
             variables=self.variables,
+            warn=_warn,
         )
 
     def registries(self) -> Registries:
@@ -106,8 +108,13 @@ class Environment:
             docker_config=docker_config_directory(self.variables),
             variables=self.variables,
             user_agent=f"pybuild/{__version__}",
+            warn=_warn,
             log=(lambda line: print(line, file=sys.stderr)) if self.debug else None,
         )
+
+
+def _warn(message: str) -> None:
+    print(f"WARNING: {message}", file=sys.stderr)
 
 
 def default_root(variables: Mapping[str, str]) -> Path:
