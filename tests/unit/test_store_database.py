@@ -127,7 +127,8 @@ def test_a_forked_child_uses_a_connection_of_its_own(tmp_path: Path) -> None:
 
 
 def test_a_newer_database_is_refused(tmp_path: Path) -> None:
-    Database(tmp_path / "db").connection.execute("PRAGMA user_version=999")
+    newer = Database(tmp_path / "db")
+    newer.connection.execute("PRAGMA user_version=999")
     with pytest.raises(StoreTooNew):
         Database(tmp_path / "db").query("SELECT 1")
 
