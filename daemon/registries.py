@@ -64,6 +64,8 @@ class Registries:
     def client(self) -> RegistryClient:
         with self._lock:
             if self._client is None:
+                if self._credentials is None and self._warn is not None:
+                    self.config.hosts()  # warns of a file that can't be read, also where no credentials are wanted
                 self._client = self.with_credentials(self._credentials or self.config)
             return self._client
 
