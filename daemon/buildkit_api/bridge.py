@@ -46,6 +46,8 @@ class Bridge:
         unary(_SERVICE + "ReadFile", gateway_pb2.ReadFileRequest, self.read_file)
         unary(_SERVICE + "StatFile", gateway_pb2.StatFileRequest, self.stat_file)
         unary(_SERVICE + "ReadDir", gateway_pb2.ReadDirRequest, self.read_dir)
+        unary(_SERVICE + "ResolveImageConfig", gateway_pb2.ResolveImageConfigRequest, self.resolve_image)
+        unary(_SERVICE + "ResolveSourceMeta", gateway_pb2.ResolveSourceMetaRequest, self.resolve_source)
         unary(_SERVICE + "Warn", gateway_pb2.WarnRequest, self.warn)
 
     async def ping(self, request: gateway_pb2.PingRequest, call: Call) -> gateway_pb2.PongResponse:
@@ -117,6 +119,32 @@ class Bridge:
         job = await self._job(call)
         found = await self._builds.look(job, _source(job, request.ref), lambda files: files.names(request.dir_path))
         return gateway_pb2.ReadDirResponse(entries=found)
+
+    async def resolve_image(
+        self, request: gateway_pb2.ResolveImageConfigRequest, call: Call
+    ) -> gateway_pb2.ResolveImageConfigResponse:
+        job = await self._job(call)
+        found = await self._builds.resolve(
+            job, request.ref, platform=request.platform, pull=request.resolve_mode == "pull"
+        )
+        return gateway_pb2.ResolveImageConfigResponse(
+            digest=str(found.index), config=found.config.to_bytes(), ref=found.reference
+        )
+
+    async def resolve_source(
+        self, request: gateway_pb2.ResolveSourceMetaRequest, call: Call
+    ) -> gateway_pb2.ResolveSourceMetaResponse:
+        job = await self._job(call)
+        response = gateway_pb2.ResolveSourceMetaResponse(source=request.source)
+        scheme, _, name = request.source.identifier.partition("://")
+        if scheme == "docker-image":
+            found = await self._builds.resolve(
+                job, name, platform=request.platform, pull=request.resolve_mode == "pull"
+            )
+            response.image.digest = str(found.index)
+            if not request.image.no_config:
+                response.image.config = found.config.to_bytes()
+        return response
 
     async def warn(self, request: gateway_pb2.WarnRequest, call: Call) -> gateway_pb2.WarnResponse:
         return gateway_pb2.WarnResponse()

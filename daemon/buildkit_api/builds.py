@@ -30,12 +30,13 @@ from .session_blocking import SessionAgents, SessionCredentials, SessionSecrets
 if TYPE_CHECKING:
     from pybuild.builder.build import BuildResult
     from pybuild.builder.progress import Progress
+    from pybuild.builder.protocols import ResolvedImage
     from pybuild.builder.request import BuildRequest
     from pybuild.daemon.api_server import Daemon
     from pybuild.daemon.remotes_on_demand import RemotesOnDemand
 
     from .graph_sources import GraphSource, SourceFiles
-    from .messages import control_pb2
+    from .messages import common_pb2, control_pb2
     from .sessions import Session, Sessions
 
 T = TypeVar("T")
@@ -161,6 +162,38 @@ class Builds:
                 source.opened(self._remotes(job), scratch=scratch) as files,
             ):
                 return ask(files)
+
+        try:
+            return await self._threaded(job, session, work)
+        except (PybuildError, OSError) as error:
+            raise _told(error, job) from error
+
+    async def resolve(
+        self, job: BuildJob, reference: str, *, platform: common_pb2.Platform, pull: bool
+    ) -> ResolvedImage:
+        """What a client's reference to an image is. Raises RpcError."""
+        from pybuild.builder.platforms import parse_platform
+        from pybuild.daemon.image_source import StoreImageSource
+        from pybuild.layers.references import Reference
+
+        session = await self._session(job)
+        loop = asyncio.get_running_loop()
+        text = "/".join(name for name in (platform.os, platform.architecture, platform.variant) if name)
+        machine = host_platform()
+
+        def work() -> ResolvedImage:
+            wanted = parse_platform(text, default=machine) if text else machine
+            # Not as it came: a layout's path would be one of this machine.
+            name = Reference.parse(reference).canonical
+            with self._daemon.engine.acting_for(SessionCredentials(session, loop)) as engine, engine.store.lease():
+                images = StoreImageSource(
+                    engine.store,
+                    engine.snapshots,
+                    engine.registries,
+                    lazy=engine.lazy_layers(cancel=job.cancel),
+                    cancel=job.cancel,
+                )
+                return images.resolve(name, platform=wanted, pull=pull)
 
         try:
             return await self._threaded(job, session, work)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import io
+import json
 import os
 import subprocess
 import sys
@@ -217,6 +218,23 @@ def test_a_client_drives_a_build_by_itself(daemon: RunningDaemon, tmp_path: Path
         return dict((await solving).exporter_response)
 
     assert run(daemon, context, work)["image.name"] == "docker.io/library/driven:latest"
+
+
+def test_images_are_resolved_for_clients(daemon: RunningDaemon, tmp_path: Path) -> None:
+    async def work(client: Client) -> Any:
+        request = control_pb2.SolveRequest(ref="resolving", session=client.session)
+        solving = asyncio.ensure_future(client.call(CONTROL + "Solve", request, control_pb2.SolveResponse))
+        asked = gateway_pb2.ResolveSourceMetaRequest(source={"identifier": "docker-image://busybox"})
+        answer = await client.call(
+            BRIDGE + "ResolveSourceMeta", asked, gateway_pb2.ResolveSourceMetaResponse, build="resolving"
+        )
+        await client.call(BRIDGE + "Return", gateway_pb2.ReturnRequest(), gateway_pb2.ReturnResponse, build="resolving")
+        await solving
+        return answer
+
+    answer = run(daemon, context_of(tmp_path, "FROM scratch\n"), work)
+    inspected = daemon.request("GET", "/images/busybox/json").json()
+    assert json.loads(answer.image.config)["rootfs"]["diff_ids"] == inspected["RootFS"]["Layers"]
 
 
 @pytest.mark.parametrize(
