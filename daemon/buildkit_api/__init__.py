@@ -7,4 +7,10 @@ secrets and credentials. Imported by the daemon at the first request of that kin
     tunnel.py      a connection inside a stream of messages
     sessions.py    the sessions that are open, by id                 session_*.py  a client for each service of a session
     messages/      protobuf messages
+
+    control.py     Control: builds, progress, usage, workers         bridge.py      LLBBridge: a client that drives its build
+    builds.py      one build: request, engine, results               build_jobs.py  the builds that run, by reference
+    attributes.py  the frontend's attributes as a BuildRequest       client_*.py    contexts, outputs, caches of the client
+    status_log.py  our events as statuses                            build_errors.py  failures with their places
+    subrequests.py  lint, outline, targets                           graph_sources.py  the graphs that are a mere source
 """
