@@ -39,6 +39,9 @@ _STREAM_WINDOW_BYTES: Final = 4 << 20
 _CONNECTION_WINDOW_BYTES: Final = 16 << 20
 """What a peer may send that nobody has read: the bound of what is held for it."""
 
+_FRAME_BYTES: Final = 128 << 10
+"""Fewer frames than of the least size that all must take: each costs the same, whatever it holds."""
+
 _STREAMS: Final = 1024
 _UNREAD_CONTROL_BYTES: Final = 4 << 20
 """A peer that makes us answer (pings, settings) without reading the answers is cut off."""
@@ -200,10 +203,15 @@ class Http2Connection(asyncio.Protocol):
         assert isinstance(transport, asyncio.Transport)
         self._transport = transport
         is_client = self._accept is None
-        values = {SettingCodes.INITIAL_WINDOW_SIZE: _STREAM_WINDOW_BYTES, SettingCodes.MAX_CONCURRENT_STREAMS: _STREAMS}
+        values = {
+            SettingCodes.INITIAL_WINDOW_SIZE: _STREAM_WINDOW_BYTES,
+            SettingCodes.MAX_CONCURRENT_STREAMS: _STREAMS,
+            SettingCodes.MAX_FRAME_SIZE: _FRAME_BYTES,
+        }
         if is_client:
             values[SettingCodes.ENABLE_PUSH] = 0
         self._h2.local_settings = Settings(client=is_client, initial_values=values)
+        self._h2.max_inbound_frame_size = _FRAME_BYTES
         self._h2.initiate_connection()
         self._h2.increment_flow_control_window(_CONNECTION_WINDOW_BYTES - 65535)
         self._flush()
