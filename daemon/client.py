@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from pybuild.layers.descriptor import Platform
     from pybuild.layers.digest import Digest
     from pybuild.layers.gc import ImagePruneReport, PrunePolicy, PruneReport
+    from pybuild.layers.image import ImageConfig
     from pybuild.layers.images import Removal
     from pybuild.layers.usage import Usage
     from pybuild.registry_client.credentials import DockerConfig
@@ -170,6 +171,13 @@ class RemoteEngine:
         """See StoreQueries."""
         found: ImageHistory = self._call("history", {"name": name})
         return found
+
+    def base_config(self, name: str, *, platform: Platform) -> ImageConfig | None:
+        """See StoreQueries."""
+        from pybuild.layers.image import ImageConfig
+
+        found: bytes | None = self._call("base_config", {"name": name, "platform": platform})
+        return None if found is None else ImageConfig.from_bytes(found)
 
     def tag(self, source: str, target: str) -> None:
         """See Engine."""

@@ -85,6 +85,11 @@ def history(call: Call) -> ImageHistory:
     return call.engine.history(**call.arguments)
 
 
+def base_config(call: Call) -> bytes | None:
+    found = call.engine.base_config(**call.arguments)
+    return None if found is None else found.to_bytes()
+
+
 def tag(call: Call) -> None:
     call.engine.tag(**call.arguments)
 
@@ -338,6 +343,7 @@ METHODS: Final[Mapping[str, Callable[[Call], Any]]] = {
         images,
         inspect,
         history,
+        base_config,
         tag,
         remove_image,
         tags_of,

@@ -16,7 +16,9 @@ from .image_list import ImageFilter, image_rows, inspect_image, lookups
 
 if TYPE_CHECKING:
     from pybuild.layers.builds import BuildRecord, BuildStep
+    from pybuild.layers.descriptor import Platform
     from pybuild.layers.gc import ImagePruneReport, PrunePolicy, PruneReport
+    from pybuild.layers.image import ImageConfig
     from pybuild.layers.usage import Usage
 
     from .image_list import ImageRow
@@ -51,6 +53,12 @@ class StoreQueries:
         if part is None:
             raise UsageError(f"{name} holds no image for any platform")
         return ImageHistory(part.config, self.store.images.history(part))
+
+    def base_config(self, name: str, *, platform: Platform) -> ImageConfig | None:
+        """See ``image_source.known_config``."""
+        from .image_source import known_config
+
+        return known_config(self.store, name, platform)
 
     def remove_image(self, name: str, *, force: bool, keep_layers: bool = False) -> Removal:
         """Take a name away, and the image with its last one; what nothing needs then is freed, unless ``keep_layers`` leaves that to the

@@ -152,21 +152,25 @@ def _check(
 
 
 class _Bases:
-    """Configurations of base images that the store has, or has seen in a build: a check asks no registry."""
+    """Configurations of base images that the store, or the daemon's, has or has seen in a build: a check asks no registry."""
 
     def __init__(self, environment: Environment) -> None:
         self._environment = environment
 
     def config(self, name: str, platform: Platform) -> ImageConfig | None:
         """The configuration, None if it isn't known here."""
-        if not (self._environment.root / "version").exists():
+        environment = self._environment
+        if environment.host is None and not (environment.root / "version").exists():
             return None
-        from pybuild.daemon.image_source import known_config
-
         try:
-            with self._environment.engine() as engine:
-                return known_config(engine.store, name, platform)
-        except (PybuildError, OSError):
+            with environment.workbench() as engine:
+                return engine.base_config(name, platform=platform)
+        except (PybuildError, OSError) as error:
+            if environment.host is not None:
+                from pybuild.daemon.wire import RemoteFailure
+
+                if not isinstance(error, RemoteFailure):
+                    raise  # no daemon answers
             return None
 
 
