@@ -289,7 +289,8 @@ class RemoteEngine:
 
         # A relative path means what it means here, though the directory is the daemon's.
         given = (text.partition(":") for text in options.volumes)
-        options = replace(options, volumes=tuple(os.path.abspath(path) + mark + rest for path, mark, rest in given))
+        volumes = ((os.path.abspath(path) if mark else path) + mark + rest for path, mark, rest in given)
+        options = replace(options, volumes=tuple(volumes))
         served: dict[str, Serve] = {}
         if stdin is not None:
             served["stdin"] = standard_input(stdin)

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, Final, cast
 from pybuild.builder.cache_specs import parse_cache_from, parse_cache_to, parse_mounts_place
 from pybuild.builder.contexts import DEFAULT_DOCKERFILE, ContextNotFound, DockerfileNotFound, open_local_context
 from pybuild.builder.contexts_local import LocalContext
-from pybuild.builder.contexts_named import IGNORE_FILE
+from pybuild.builder.contexts_named import IGNORE_FILE, open_named_contexts
 from pybuild.builder.failure import BuildFailed
 from pybuild.builder.git_reference import parse_git_reference
 from pybuild.builder.outputs import OutputType
@@ -197,18 +197,20 @@ class BuildCall:
         return replace(request, context=root)
 
     def _named(self, request: BuildRequest) -> dict[str, str]:
-        """Named contexts: directories and layouts of this machine are sent, everything else is the daemon's to find."""
+        """Named contexts: directories and layouts of this machine are sent, everything else is the daemon's to find. Raises what a build here
+        raises, also for a directory that isn't there: the daemon must not look for it on its own machine."""
         for name, value in request.named_contexts.items():
+            local = open_named_contexts({name: value}, directory=request.directory).views
             prefix = _LAYOUT if value.startswith(_LAYOUT) else ""
             path, suffix = value.removeprefix(prefix), ""
             if prefix:
                 rest, at, digest = path.partition("@")
                 path, colon, tag = rest.partition(":")
                 suffix = colon + tag + at + digest
-            root = os.path.normpath(os.path.join(request.directory, path))
-            if not os.path.isdir(root) or "://" in path:
+            if not prefix and not local:
                 continue
-            view = LocalContext(root) if prefix else open_local_context(path, directory=request.directory).view
+            root = os.path.normpath(os.path.join(request.directory, path))
+            view = LocalContext(root) if prefix else next(iter(local.values()))
             self._listings[name] = _Listing(root, list_view(view, also=[IGNORE_FILE]), prefix, suffix)
         return dict(request.named_contexts)
 

@@ -80,11 +80,11 @@ class SandboxError(PybuildError):
 
 
 class ProgramNotStarted(PybuildError):
-    """The step's program can't be executed. ``status`` is what a shell would end with: 127 not found, 126 otherwise."""
+    """The step's program can't be executed. ``status`` is what a shell would end with, and `pybuild run`: 127 not found, 126 otherwise."""
 
     def __init__(self, message: str, *, status: int, hint: str | None = None) -> None:
         super().__init__(message, hint=hint)
-        self.status = status
+        self.status = self.exit_code = status
 
 
 def expand_slice(parent: str) -> str:

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import sys
 
+from pybuild.errors import UsageError
+
 from .cancelling import cancelling
 from .environment import Environment
 from .options import Parser, key_value
 
 
 def run(arguments: list[str], environment: Environment) -> int:
-    """``pybuild run``. The exit status is the process's, 127 if there is no such program."""
+    """``pybuild run``. The exit status is the process's, 127 if there is no such program, 126 if it can't be executed."""
     parser = Parser(
         "run",
         usage="[OPTIONS] IMAGE [COMMAND] [ARG…]",
@@ -37,34 +39,29 @@ def run(arguments: list[str], environment: Environment) -> int:
     parser.add_argument("image", metavar="IMAGE", help="a name, an ID or a digest")
     parser.add_argument("command", nargs="...", metavar="COMMAND", help="instead of the image's command")
     options = parser.parse(arguments)
-    from pybuild.daemon.executor import ProgramNotStarted
     from pybuild.daemon.one_shot import RunOptions
     from pybuild.daemon.terminal import own_terminal
 
-    from .report import report_error
-
-    try:
-        with cancelling() as cancel, environment.workbench() as engine:
-            status = engine.run_image(
-                options.image,
-                RunOptions(
-                    command=tuple(options.command),
-                    env=tuple(key_value(text, option="--env") for text in options.env),
-                    user=options.user,
-                    workdir=options.workdir,
-                    volumes=tuple(options.volume),
-                    entrypoint=options.entrypoint,
-                    network=options.network,
-                    hostname=options.hostname,
-                ),
-                on_output=_write,
-                cancel=cancel,
-                stdin=sys.stdin.fileno() if options.interactive and not options.tty else None,
-                terminal=own_terminal(environment.variables) if options.tty else None,
-            )
-    except ProgramNotStarted as error:
-        report_error(error)
-        return error.status  # as a shell's: 127 or 126
+    if options.tty and options.interactive and not sys.stdin.isatty():
+        raise UsageError("cannot attach stdin to a TTY-enabled container because stdin is not a terminal")
+    with cancelling() as cancel, environment.workbench() as engine:
+        status = engine.run_image(
+            options.image,
+            RunOptions(
+                command=tuple(options.command),
+                env=tuple(key_value(text, option="--env") for text in options.env),
+                user=options.user,
+                workdir=options.workdir,
+                volumes=tuple(options.volume),
+                entrypoint=options.entrypoint,
+                network=options.network,
+                hostname=options.hostname,
+            ),
+            on_output=_write,
+            cancel=cancel,
+            stdin=sys.stdin.fileno() if options.interactive and not options.tty else None,
+            terminal=own_terminal(environment.variables) if options.tty else None,
+        )
     return status.code
 
 
