@@ -17,6 +17,7 @@ from pybuild.values import dataclass, field
 
 from .challenges import Challenge, parse_challenges
 from .credentials import Credential, Credentials
+from .links import is_http
 from .redaction import redact_url
 from .settings import is_loopback
 from .transport import BytesBody, RegistryError, Request, Response, Transport, UnexpectedStatus, origin
@@ -118,9 +119,9 @@ class Authenticator:
     ) -> Token:
         """Fetch a token as ``challenge`` says. ``offline`` also asks for an identity token (for a login). Raises LoginFailed."""
         realm = challenge.parameters["realm"]
-        parts = urlsplit(realm)
-        if parts.scheme not in ("http", "https") or not parts.hostname:
+        if not is_http(realm):
             raise RegistryError(f"the registry names a token server that is not a URL: {redact_url(realm)}")
+        parts = urlsplit(realm)
         if (
             parts.scheme == "http"
             and urlsplit(url).scheme == "https"

@@ -11,7 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Final, TypeVar
-from urllib.parse import quote, urljoin, urlsplit
+from urllib.parse import quote, urlsplit
 
 from pybuild.layers.descriptor import (
     DOCKER_INDEX,
@@ -31,7 +31,7 @@ from pybuild.layers.references import DEFAULT_HOST, Reference
 from .auth import Authenticator, LoginFailed
 from .credentials import Credentials, DockerConfig, NoCredentials
 from .endpoints import Endpoint, Place, places
-from .links import next_link
+from .links import next_link, resolved
 from .manifests import (
     MANIFEST_BYTES,
     ContentMismatch,
@@ -417,8 +417,8 @@ def _next_page(response: Response, seen: set[str]) -> str | None:
     link = next_link(response.headers.get("Link", ""))
     if link is None:
         return None
-    url = urljoin(response.url, link)
-    if origin(url) != origin(response.url):
+    url = resolved(response.url, link)
+    if url is None or origin(url) != origin(response.url):
         raise RegistryError(f"{urlsplit(response.url).netloc} continues its list at another host")
     if url in seen or len(seen) >= _MAX_PAGES:
         raise RegistryError(f"{urlsplit(response.url).netloc} gave a list that doesn't end")

@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterable, Mapping
-from urllib.parse import urlencode, urljoin, urlsplit
+from urllib.parse import urlencode, urlsplit
 
 from pybuild.values import dataclass
 
 from .auth import Authenticator
 from .credentials import normal_host
+from .links import resolved
 from .settings import RegistrySettings, api_host
 from .transport import Body, ConnectionFailed, RegistryError, Request, Response, Transport, origin
 
@@ -151,10 +152,10 @@ class Endpoint:
         A registry behind a TLS proxy may name itself with http, not knowing better: its own host without TLS becomes https again.
         Raises RegistryError for anything that isn't HTTP.
         """
-        url = urljoin(response.url, location)
-        parts, ours = urlsplit(url), urlsplit(response.url)
-        if parts.scheme not in ("http", "https") or not parts.hostname:
+        url = resolved(response.url, location)
+        if url is None:
             raise RegistryError(f"{self.place.host} gave a Location that is not a URL")
+        parts, ours = urlsplit(url), urlsplit(response.url)
         if (
             parts.scheme == "http"
             and ours.scheme == "https"

@@ -32,8 +32,8 @@ class Offline(RegistryError):
 
 
 class ConnectionFailed(RegistryError):
-    """The connection couldn't be made or broke. ``kind``: ``connect``, ``resolve``, ``reset``, ``stalled``, ``short``, ``tls`` or
-    ``protocol``."""
+    """The connection couldn't be made or broke. ``kind``: ``connect``, ``resolve``, ``reset``, ``stalled``, ``short``, ``tls``,
+    ``url`` or ``protocol``."""
 
     def __init__(self, url: str, kind: str, reason: str) -> None:
         hint = None

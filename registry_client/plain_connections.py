@@ -81,8 +81,8 @@ class PlainConnections:
                     connection.putheader(name, value)
                 try:
                     connection.endheaders(body, encode_chunked="transfer-encoding" in names)  # type: ignore[arg-type]  # it always says how much
-                except BrokenPipeError:
-                    pass  # the server has answered without waiting for the rest: the answer tells why
+                except (BrokenPipeError, ConnectionResetError):
+                    pass  # the server has perhaps answered without waiting for the rest: the answer tells why
                 if connection.sock is not None:
                     connection.sock.settimeout(answer_seconds)
                 answer = connection.getresponse()

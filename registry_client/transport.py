@@ -12,7 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Collection, Mapping
 from typing import TYPE_CHECKING, Any, Final
-from urllib.parse import urljoin, urlsplit
+from urllib.parse import urlsplit
 from weakref import WeakSet
 
 from pybuild.errors import Cancelled
@@ -31,6 +31,7 @@ from .failures import (
     UnexpectedStatus,
     error_detail,
 )
+from .links import is_http, resolved
 from .redaction import redact_url, url_host, warning_text
 from .retry import retry_after_seconds
 from .settings import NetworkSettings, RegistrySettings, is_loopback
@@ -77,7 +78,7 @@ class Transport:
         self._lock = threading.Lock()
         self._plain: PlainConnections | None = None
         self._library: dict[TlsSettings, LibraryConnections] = {}
-        self._connections: WeakSet[Any] = WeakSet()  # Any: what speaks HTTP is not imported until it is needed
+        self._connections = _ConnectionsInUse()
         self.requests_sent = 0
 
     def __enter__(self) -> Transport:
@@ -103,6 +104,8 @@ class Transport:
         """
         if self.network.offline:
             raise Offline(request.url)
+        if not is_http(request.url):
+            raise ConnectionFailed(request.url, "url", "that is not a valid HTTP URL")
         waited = 0.0
         attempt = 1
         while True:
@@ -153,11 +156,10 @@ class Transport:
         import socket
 
         with self._lock:
-            connections = list(self._connections)
             sleepers = [event for thread, event in self._sleepers.items() if thread in threads]
         for event in sleepers:
             event.set()
-        for connection in connections:
+        for connection in self._connections.all():
             sock = connection.sock
             if connection.thread in threads and sock is not None:
                 try:
@@ -190,9 +192,8 @@ class Transport:
                     return response
                 method, body = "GET", None
             response.close()
-            target = urljoin(url, location)
-            parts = urlsplit(target)
-            if parts.scheme not in ("http", "https") or not parts.hostname:
+            target = resolved(url, location)
+            if target is None:
                 raise BadRedirect(url, "it redirects to something that is not HTTP")
             if (method, target) in seen:
                 raise BadRedirect(url, "its redirects go in a circle")
@@ -293,15 +294,29 @@ class Transport:
             return found
 
 
+class _ConnectionsInUse:
+    """The ConnectionUsers of a transport. Thread-safe, which a WeakSet is not: it can't be read while others add to it."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._connections: WeakSet[Any] = WeakSet()  # Any: what speaks HTTP is not imported until it is needed
+
+    def add(self, connection: Any) -> None:  # Any: see above
+        with self._lock:
+            self._connections.add(connection)
+
+    def all(self) -> list[Any]:  # Any: see above
+        with self._lock:
+            return list(self._connections)
+
+
 def origin(url: str) -> tuple[str, str, int]:
     """Scheme, host and port of a URL, the port filled in: what an Authorization header is good for."""
-    parts = urlsplit(url)
-    default = 443 if parts.scheme == "https" else 80
     try:
-        port = parts.port or default
+        parts = urlsplit(url)
+        return parts.scheme, (parts.hostname or "").lower(), parts.port or (443 if parts.scheme == "https" else 80)
     except ValueError:
-        port = -1
-    return parts.scheme, (parts.hostname or "").lower(), port
+        return "", url, -1  # it can't be asked for either
 
 
 __all__ = [

@@ -14,7 +14,7 @@ import pytest
 
 from pybuild.registry_client.exchanges import Response, TimeLimits
 from pybuild.registry_client.plain_connections import PlainConnections, is_plain
-from pybuild.registry_client.transport import BytesBody, ConnectionFailed, Request, Transport
+from pybuild.registry_client.transport import BadRedirect, BytesBody, ConnectionFailed, Request, Transport
 
 
 @contextmanager
@@ -173,3 +173,34 @@ def test_urls_that_need_rewriting_are_sent_all_the_same() -> None:
         with transport.send(Request("POST", f"{url}/a b", body=BytesBody(b"x"))) as response:
             assert response.read(10) == b"ok"
     assert seen[0].startswith(b"POST /a%20b HTTP/1.1\r\n")
+
+
+@pytest.mark.parametrize(
+    "target", ["http://127.0.0.1:99999/", "http://127.0.0.1:0/", "http://[::1/", "http://[:::]/", "file:///x"]
+)
+def test_what_is_no_url_of_a_web_server_is_refused_wherever_it_comes_from(target: str) -> None:
+    with Transport() as transport:
+        with pytest.raises(ConnectionFailed, match="not a valid HTTP URL"):
+            transport.send(Request("GET", target))
+        answer = f"HTTP/1.1 302 Found\r\nLocation: {target}\r\nContent-Length: 0\r\n\r\n".encode()
+        with server(answer) as (url, _, _), pytest.raises(BadRedirect):
+            transport.send(Request("GET", url))
+
+
+def test_an_answer_that_came_before_the_upload_ended_is_read() -> None:
+    """The server answers, reads no more and closes: that resets the connection in the middle of the body."""
+    listener = socket.create_server(("127.0.0.1", 0))
+
+    def serve() -> None:
+        sock, _ = listener.accept()
+        with sock:
+            sock.recv(1000)
+            sock.sendall(b"HTTP/1.1 401 No\r\nConnection: close\r\nContent-Length: 4\r\n\r\nnope")
+
+    thread = threading.Thread(target=serve)
+    thread.start()
+    with listener, Transport() as transport:
+        url = f"http://127.0.0.1:{listener.getsockname()[1]}/"
+        with transport.send(Request("PUT", url, body=BytesBody(b"x" * (32 << 20)), retry=False)) as response:
+            assert (response.status, response.read(10)) == (401, b"nope")
+    thread.join()
