@@ -205,6 +205,12 @@ class Database:
             rows: list[Row] = connection.execute(sql, parameters).fetchall()
         return rows
 
+    def each(self, sql: str, parameters: Sequence[Value] = ()) -> Iterator[Row]:
+        """The rows of a SELECT one by one, for those that are many. Raises StoreBusy, StoreDamaged."""
+        connection = self._session().connection
+        with self._errors():
+            yield from connection.execute(sql, parameters)
+
     def row(self, sql: str, parameters: Sequence[Value] = ()) -> Row | None:
         """The first row of a SELECT, or None."""
         connection = self._session().connection

@@ -5,6 +5,7 @@ Owns parsing and computing; refuses to know where content is kept.
 
 from __future__ import annotations
 
+import sys
 from typing import TYPE_CHECKING, BinaryIO
 
 from pybuild.errors import PybuildError
@@ -39,7 +40,7 @@ class Digest:
         algorithm, separator, value = text.partition(":")
         if not separator or _LENGTHS.get(algorithm) != len(value) or not _HEX.match(value):
             raise InvalidDigest(text)
-        return cls(algorithm, value)
+        return cls(sys.intern(algorithm), value)  # one text for the many digests of a survey
 
     @classmethod
     def of(cls, data: bytes, algorithm: str = "sha256") -> Digest:

@@ -103,7 +103,7 @@ class Collector:
 
     def collect(self) -> int:
         """Remove what nothing refers to: after images were removed, or builds were killed. Returns the bytes freed."""
-        return self._run(lambda survey, rows: [], dry_run=False).freed_bytes
+        return self._run(None, dry_run=False).freed_bytes
 
     def prune(self, policy: PrunePolicy, *, dry_run: bool = False) -> PruneReport:
         """Remove from the build cache what ``policy`` doesn't keep, and what nothing refers to. Raises StoreFull, StoreBusy."""
@@ -144,7 +144,7 @@ class Collector:
 
     def _run(
         self,
-        choose: Callable[[Survey, list[CacheUsage]], list[CacheUsage]],
+        choose: Callable[[Survey, list[CacheUsage]], list[CacheUsage]] | None,
         *,
         dry_run: bool,
         everything: bool = False,
@@ -158,15 +158,16 @@ class Collector:
             return self._run_once(choose, dry_run=dry_run, everything=everything)
 
     def _run_once(
-        self, choose: Callable[[Survey, list[CacheUsage]], list[CacheUsage]], *, dry_run: bool, everything: bool
+        self, choose: Callable[[Survey, list[CacheUsage]], list[CacheUsage]] | None, *, dry_run: bool, everything: bool
     ) -> PruneReport:
         sizes = self._measure()
         with ExitStack() as stack:
             trash = None if dry_run else stack.enter_context(self._store.active.make())
             with self._store.leases.exclusive():
                 survey = take_survey(self._store, horizon=self._store.leases.horizon(), sizes=sizes)
-                rows = rows_of(survey)
-                plan = _Plan(survey, choose(survey, rows), everything=everything)
+                # Without a choice the rows are not needed, which there may be many of.
+                rows = [] if choose is None else rows_of(survey)
+                plan = _Plan(survey, [] if choose is None else choose(survey, rows), everything=everything)
                 if trash is not None:
                     mounts = self._unlink(survey, plan, trash)
                     self._forget(survey, plan, mounts=mounts, everything=everything)
@@ -330,7 +331,7 @@ class _Plan:
         for _, blobs in survey.images:
             needed |= blobs
         for diff_id in live_layers:
-            needed |= survey.layers[diff_id].blobs.keys()
+            needed.update(survey.layers[diff_id].blobs)
         self.dead_blobs = {
             digest
             for digest, (_, touched) in survey.blobs.items()

@@ -13,7 +13,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pybuild.values import dataclass, field
+from pybuild.values import dataclass
 
 from .blobs import BlobCorrupt, BlobNotFound, BlobTooLarge
 from .cache_mounts import CacheMountRecord
@@ -31,12 +31,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class RecordRow:
-    """A cache record as the survey sees it: ``layers`` are diff IDs as text."""
+    """A cache record as the survey sees it: ``layers`` are diff IDs as text, ``title`` is made of the recipe."""
 
     key: str
     layers: tuple[str, ...]
     own: int
-    recipe: str
+    title: str
     created: float
     last_used: float
     uses: int
@@ -44,19 +44,27 @@ class RecordRow:
 
 @dataclass(slots=True)
 class LayerRow:
-    """A layer as the survey sees it: ``disk`` bytes on the disk in all its forms; ``touched``: when its newest form was last used."""
+    """A layer as the survey sees it: ``disk`` bytes on the disk in all its forms; ``touched``: when its newest form was last used.
+    ``blobs``: that hold its bytes, and are here."""
 
     diff_id: str
     size: int = 0
     description: str = ""
     created: float = 0.0
-    blobs: dict[Digest, int] = field(default_factory=dict)
+    blobs: tuple[Digest, ...] = ()
+    packed: int = 0
     unpacked: int = 0
     touched: float = 0.0
 
     @property
     def disk(self) -> int:
-        return sum(self.blobs.values()) + self.unpacked
+        return self.packed + self.unpacked
+
+    def add_blob(self, digest: Digest, *, size: int, touched: float) -> None:
+        if digest not in self.blobs:
+            self.blobs += (digest,)
+            self.packed += size
+            self.touched = max(self.touched, touched)
 
 
 @dataclass(slots=True)
@@ -98,34 +106,27 @@ def _survey(store: Store, horizon: float | None, sizes: Mapping[Path, int]) -> S
             with suppress(FileNotFoundError):
                 unpacked[entry.name] = entry.stat(follow_symlinks=False).st_mtime
     layers: dict[str, LayerRow] = {}
-    for diff_id, size, description, created in store.database.query(
+    for diff_id, size, description, created in store.database.each(
         "SELECT diff_id, size, description, created FROM layer"
     ):
         layers[diff_id] = LayerRow(diff_id, size, description, created)
-    for diff_id, text in store.database.query("SELECT diff_id, digest FROM layer_blob"):
+    for diff_id, text in store.database.each("SELECT diff_id, digest FROM layer_blob"):
         digest = Digest.parse(text)
         if digest in blobs:
-            layers[diff_id].blobs[digest] = blobs[digest][0]
-    remote: dict[str, float] = dict(
-        store.database.query("SELECT diff_id, max(touched) FROM remote_layer GROUP BY diff_id")
-    )
-    for diff_id in remote:
-        layers.setdefault(diff_id, LayerRow(diff_id))
-    records = [
-        RecordRow(row[0], tuple(row[1].split()), *row[2:])
-        for row in store.database.query("SELECT key, layers, own, recipe, created, last_used, uses FROM cache_record")
-    ]
+            layers[diff_id].add_blob(digest, size=blobs[digest][0], touched=blobs[digest][1])
+    for diff_id, touched in store.database.each("SELECT diff_id, max(touched) FROM remote_layer GROUP BY diff_id"):
+        row = layers.setdefault(diff_id, LayerRow(diff_id))
+        row.touched = max(row.touched, touched)
+    records = list(_records(store, layers))
     images = [(image, _image_blobs(store, image)) for image in store.images.list()]
-    for stack in _stacks(images, records):
-        for diff_id in stack:
-            if diff_id not in layers:
-                layers[diff_id] = LayerRow(diff_id)
+    for image, _ in images:
+        for part in image.platforms:
+            for diff_id in map(str, part.diff_ids):
+                layers.setdefault(diff_id, LayerRow(diff_id))
     for row in layers.values():
         digest = Digest.parse(row.diff_id)
         if digest in blobs:
-            row.blobs[digest] = blobs[digest][0]
-        row.touched = max((blobs[digest][1] for digest in row.blobs), default=0.0)
-        row.touched = max(row.touched, remote.get(row.diff_id, 0.0))
+            row.add_blob(digest, size=blobs[digest][0], touched=blobs[digest][1])
     _find_unpacked(images, records, layers, unpacked)
     facts = [(fact, _closure(store, fact.blobs)) for fact in store.facts.list()]
     mounts: list[tuple[CacheMountRecord, int, bool]] = []
@@ -137,6 +138,16 @@ def _survey(store: Store, horizon: float | None, sizes: Mapping[Path, int]) -> S
         used = horizon is not None and source.last_used >= horizon
         kept.append((source, sizes.get(source.path, 0), used or store.kept_sources.is_used(source)))
     return Survey(images, records, facts, layers, mounts, kept, blobs, unpacked, horizon)
+
+
+def _records(store: Store, layers: dict[str, LayerRow]) -> Iterator[RecordRow]:
+    """The cache records, and in ``layers`` every layer that one names. They are most of a store: so each layer's name is one text that all
+    share, and of the recipes only the titles stay."""
+    for key, text, own, recipe, *times in store.database.each(
+        "SELECT key, layers, own, recipe, created, last_used, uses FROM cache_record"
+    ):
+        stack = tuple(layers.setdefault(diff_id, LayerRow(diff_id)).diff_id for diff_id in text.split())
+        yield RecordRow(key, stack, own, title_of(recipe) if own else "", *times)
 
 
 def _stacks(
@@ -245,7 +256,7 @@ def rows_of(survey: Survey) -> list[CacheUsage]:
             parents.setdefault(diff_id, below)
             last_used[diff_id] = max(last_used.get(diff_id, 0.0), record.last_used)
         for diff_id in record.layers[len(record.layers) - record.own :] if record.own else ():
-            titles.setdefault(diff_id, title_of(record.recipe))
+            titles.setdefault(diff_id, record.title)
             uses[diff_id] = uses.get(diff_id, 0) + record.uses
     rows: list[CacheUsage] = []
     for layer in survey.layers.values():
@@ -375,7 +386,7 @@ def usage_of(survey: Survey) -> Usage:
         for diff_id in {str(diff_id) for part in image.platforms for diff_id in part.diff_ids}:
             layer = survey.layers[diff_id]
             sizes[diff_id] = layer.disk
-            in_layers |= layer.blobs.keys()
+            in_layers.update(layer.blobs)
         for digest in blobs - in_layers:
             if digest in survey.blobs:
                 sizes[str(digest)] = survey.blobs[digest][0]
