@@ -66,7 +66,8 @@ async def serve(
         await runner.cleanup()
         for each in listening:
             each.close()
-        daemon.work.close()
+        # In a thread: work that ends may still have to ask the loop for something (to close the sockets of an agent, say).
+        await asyncio.to_thread(daemon.work.close)
 
 
 async def _listen(daemon: Daemon, runner: web.AppRunner, listening: Listening) -> asyncio.Server:

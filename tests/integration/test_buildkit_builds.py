@@ -308,6 +308,43 @@ def test_a_client_that_goes_away_ends_its_step(daemon: RunningDaemon, tmp_path: 
     raise AssertionError("the step goes on")
 
 
+@pytest.fixture
+def root(_seed_root: Path, tmp_path: Path) -> Path:
+    """A store of one's own."""
+    subprocess.run(["cp", "-a", str(_seed_root), str(tmp_path / "root")], check=True)
+    return tmp_path / "root"
+
+
+@pytest.mark.parametrize("end", ["stop", "kill"])
+def test_a_daemon_that_ends_in_the_middle_of_a_build_leaves_nothing_in_the_next_ones_way(
+    end: str, root: Path, tmp_path: Path
+) -> None:
+    context = tmp_path / "context"
+    context.mkdir()
+    context_of(context, "FROM busybox\nRUN echo begun && sleep 300\n")
+
+    with running_daemon(tmp_path / "daemon", root) as daemon:
+
+        async def work(client: Client) -> int | None:
+            solving = asyncio.ensure_future(client.solve(ref="long"))
+            async with client.channel.stream(CONTROL + "Status", control_pb2.StatusResponse) as call:
+                await call.send(control_pb2.StatusRequest(ref="long"), end=True)
+                while (status := await call.receive()) is not None:
+                    if any(b"begun" in log.msg for log in status.logs):
+                        break
+                ended = await asyncio.to_thread(getattr(daemon, end))
+            with pytest.raises(RpcError):
+                await solving
+            return ended
+
+        ended = run(daemon, context, work)
+        if end == "stop":
+            assert ended == 0
+            assert os.listdir(root / "active") == []
+        daemon.start()
+        assert os.listdir(root / "active") == []
+
+
 def test_the_daemon_tells_of_itself_and_of_its_cache(daemon: RunningDaemon, tmp_path: Path) -> None:
     async def work(client: Client) -> None:
         info = await client.call(CONTROL + "Info", control_pb2.InfoRequest(), control_pb2.InfoResponse)
