@@ -77,11 +77,21 @@ class _Unpacker:
         tree.make_directories(parent_of(path), mode=_IMPLIED_MODE)
         if origin:
             tree.link(origin, path)
+            self._amend(entry, path)
         else:
             tree.put(self._entry(reader, entry, path))
 
+    def _amend(self, entry: TarEntry, path: str) -> None:
+        """A link's header counts for the file that it is a name of, as for tar and BuildKit, which set what it says after linking."""
+        uid, gid = self._owner_of(entry)
+        mode = 0o777 if self._tree.made[path].kind is Kind.SYMLINK else entry.mode
+        self._tree.amend(path, mode=mode, uid=uid, gid=gid, mtime_ns=max(entry.mtime_ns, 0))
+
+    def _owner_of(self, entry: TarEntry) -> tuple[int, int]:
+        return (entry.uid, entry.gid) if self._owner is None else (self._owner.uid, self._owner.gid)
+
     def _entry(self, reader: TarReader, entry: TarEntry, path: str) -> LayerEntry:
-        uid, gid = (entry.uid, entry.gid) if self._owner is None else (self._owner.uid, self._owner.gid)
+        uid, gid = self._owner_of(entry)
         content = self._spool.keep(reader, entry.size) if entry.kind is Kind.FILE else Spooled(0)
         return LayerEntry(
             path=path,

@@ -176,6 +176,15 @@ class PendingTree:
         group = self._groups.setdefault(origin, object())
         self.put(replace(entry, path=path), group=group)
 
+    def amend(self, path: str, *, mode: int, uid: int, gid: int, mtime_ns: int) -> None:
+        """Change the file at ``path``, which is pending, under all names that it has here."""
+        entry = self.made[path]
+        if (entry.mode, entry.uid, entry.gid, entry.mtime_ns) == (mode, uid, gid, mtime_ns):
+            return
+        group = self._groups.get(path)
+        for name in [path] if group is None else [name for name, its in self._groups.items() if its is group]:
+            self.made[name] = replace(self.made[name], mode=mode, uid=uid, gid=gid, mtime_ns=mtime_ns)
+
     def remove(self, path: str) -> None:
         """Take away what is at ``path`` and below it, to put something else there."""
         node = self.lookup(path)

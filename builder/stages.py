@@ -103,12 +103,10 @@ class StagePlan:
         return self._stages
 
     def find_target(self, target: str | None) -> StageNode:
-        """The stage to build: the last, or by name, or by index. Raises DockerfileError with a suggestion."""
+        """The stage to build: the last, or by name (never by index). Raises DockerfileError with a suggestion."""
         if not target:
             return self._stages[-1]
         found = self._by_name.get(target.lower())
-        if found is None and target.isdecimal() and int(target) < len(self._stages):
-            found = self._stages[int(target)]
         if found is None:
             names = [node.name for node in self._stages]
             raise DockerfileError(

@@ -483,6 +483,30 @@ def test_chown_applies_to_what_is_unpacked() -> None:
     assert {(e.uid, e.gid) for e in entries.values()} == {(100, 200)}
 
 
+@pytest.mark.parametrize("owner", ["", "100:200"])
+def test_what_a_hard_links_header_says_counts_for_the_file_under_all_its_names(owner: str) -> None:
+    out = io.BytesIO()
+    with tarfile.open(fileobj=out, mode="w") as tar:
+        for name, kind, mode in (
+            ("f", tarfile.REGTYPE, 0o640),
+            ("g", tarfile.LNKTYPE, 0o644),
+            ("h", tarfile.LNKTYPE, 0o700),
+        ):
+            info = tarfile.TarInfo(name)
+            info.type, info.linkname, info.mode, info.uid, info.mtime = (
+                kind,
+                "f" if name != "f" else "",
+                mode,
+                mode,
+                mode,
+            )
+            tar.addfile(info)
+    entries = add({"t.tar": out.getvalue()}, ["/t.tar"], "/", owner=owner)
+    assert [entries[name].kind for name in "fgh"] == [Kind.FILE, Kind.HARDLINK, Kind.HARDLINK]
+    expected = (0o700, 100 if owner else 0o700, 200 if owner else 0, 0o700 * 10**9)
+    assert {(e.mode, e.uid, e.gid, e.mtime_ns) for e in entries.values()} == {expected}
+
+
 def test_archives_inside_a_directory_stay_packed() -> None:
     assert list(add({"d/t.tar": archive(("foo", b"x"))}, ["/d"], "/o")) == ["o", "o/t.tar"]
 

@@ -66,12 +66,13 @@ def test_each_image_is_resolved_once():
     assert images.asked == [(BUSYBOX, "linux/amd64")]
 
 
-def test_a_target_is_found_by_name_in_any_case_and_by_index():
+def test_a_target_is_found_by_name_in_any_case_and_never_by_index():
     text = "FROM busybox AS One\nRUN 1\nFROM busybox AS two\nRUN 2\nFROM busybox\nRUN 3\n"
     assert last_run(lowered(text)).args[-1] == "3"
     assert last_run(lowered(text, target="ONE")).args[-1] == "1"
     assert last_run(lowered(text, target="two")).args[-1] == "2"
-    assert last_run(lowered(text, target="1")).args[-1] == "2"
+    with pytest.raises(DockerfileError, match='target stage "1" could not be found'):
+        lowered(text, target="1")
     assert lowered(text).stage_names == ("one", "two", "stage-2")
 
 
