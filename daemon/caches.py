@@ -361,6 +361,9 @@ class BuildCachesHere:
         form = BlobForm(target.compression, target.compression_level, force=target.force_compression)
         steps = exported_steps(reports, results, mode=target.mode, step_of=self._step_of)
         wanted = _own_layers(steps, bases)
+        if form.force:
+            # Those that can't be brought are told of, and stay as they are.
+            self.bring({diff_id: (diff_id,) for diff_id in wanted if not self._layers.has(diff_id)}, unpack=False)
         here = [diff_id for diff_id in wanted if self._layers.has(diff_id)]
         self._events.say(step, "preparing build cache for export")
         self._layers.prepare(here, form)

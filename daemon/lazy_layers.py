@@ -1,7 +1,7 @@
 """Layers that a store only knows: fetching them when something needs their bytes, and reading them from their registries without keeping them.
 
-Owns going to a blob's origins, with the registry settings and credentials of the moment. An origin that says that it has lost a blob is
-forgotten; one that can't be reached is not. Why layers stay away at all: docs/decisions/lazy-layers.md.
+Owns going to a blob's origins, with the registry settings and credentials of the moment. An origin that says that it doesn't have
+a blob is asked last from then on. Why layers stay away at all: docs/decisions/lazy-layers.md.
 """
 
 from __future__ import annotations
@@ -85,7 +85,7 @@ class LazyLayers:
         self._cancel = cancel or threading.Event()
         self._progress = progress
         self._told: set[Origin] = set()
-        self._reasons: dict[Digest, str] = {}
+        self._reasons: dict[Digest, tuple[str, str | None]] = {}
 
     # --- into the store -----------------------------------------------------------------------------------------------
 
@@ -149,8 +149,11 @@ class LazyLayers:
 
     def _raise(self, lost: frozenset[Digest]) -> None:
         if lost:
-            reasons = {self._reasons.get(diff_id, "nobody says where it is") for diff_id in lost}
-            raise LayersLost(sorted(lost, key=str), reason="; ".join(sorted(reasons)))
+            raise self._lost(sorted(lost, key=str))
+
+    def _lost(self, diff_ids: Sequence[Digest]) -> LayersLost:
+        reason, hint = self._reasons.get(diff_ids[0], ("nobody says where it is", None))
+        return LayersLost(diff_ids, reason=reason, hint=hint)
 
     def _fetch(self, known: RemoteLayer, stack: Sequence[Digest], *, unpack: bool, this_blob: bool = False) -> bool:
         layer = CachedLayer(
@@ -177,13 +180,14 @@ class LazyLayers:
 
     def _failed(self, known: RemoteLayer, origin: Origin, error: PybuildError | OSError) -> None:
         from pybuild.registry_client.client import ImageNotFound
+        from pybuild.registry_client.failures import Denied, Unauthorized
 
         if isinstance(error, ImageNotFound):
-            self._store.remote_layers.forget(known.blob.digest, origin)
-            reason = f"{origin} doesn't have {known.blob.digest} any more"
+            self._store.remote_layers.doubt(known.blob.digest, origin)
+            reason = f"{origin} doesn't have {known.blob.digest}"
         else:
             reason = f"{origin}: {error.message if isinstance(error, PybuildError) else error}"
-        self._reasons[known.diff_id] = reason
+        self._reasons[known.diff_id] = reason, error.hint if isinstance(error, Unauthorized | Denied) else None
         if self._progress is not None and origin not in self._told:
             self._told.add(origin)
             self._progress.emit(BuildWarning("", f"the layer {known.diff_id} can't be fetched: {reason}"))
@@ -212,7 +216,7 @@ class LazyLayers:
 
     def lost(self, known: RemoteLayer) -> LayersLost:
         """For _OriginReader."""
-        return LayersLost((known.diff_id,), reason=self._reasons.get(known.diff_id, "nobody says where it is"))
+        return self._lost((known.diff_id,))
 
     def _stop(self) -> Stop:
         from pybuild.registry_client.transfers import Stop

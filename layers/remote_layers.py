@@ -25,12 +25,13 @@ _ORIGINS: Final = 8
 class LayersLost(PybuildError):
     """Layers that the store only knows can't be fetched any more."""
 
-    def __init__(self, diff_ids: Sequence[Digest], *, reason: str) -> None:
+    def __init__(self, diff_ids: Sequence[Digest], *, reason: str, hint: str | None = None) -> None:
+        """``reason``: what became of the first one; ``hint``: what may help against that."""
         first, more = diff_ids[0], len(diff_ids) - 1
         others = f" (and {more} more)" if more else ""
         super().__init__(
             f"the layer {first}{others} is not in the store and can't be fetched: {reason}",
-            hint="build the image again, or pull it from where it is complete",
+            hint=hint or "build the image again, or pull it from where it is complete",
         )
         self.diff_ids = tuple(diff_ids)
 
@@ -152,11 +153,14 @@ class RemoteLayers:
         with self._leases.shared(), self._database.transaction():
             self._see(Origin(host, repository), [str(digest) for digest in digests], self._clock())
 
-    def forget(self, digest: Digest, origin: Origin) -> None:
-        """The repository doesn't have the blob any more. Idempotent."""
+    def doubt(self, digest: Digest, origin: Origin) -> None:
+        """The repository says that it doesn't have the blob: it is asked last from now on. Idempotent.
+
+        It isn't forgotten: some registries say so to whoever has no credentials, too.
+        """
         with self._database.transaction() as connection:
             connection.execute(
-                "DELETE FROM blob_origin WHERE digest = ? AND host = ? AND repository = ?",
+                "UPDATE blob_origin SET seen = 0 WHERE digest = ? AND host = ? AND repository = ?",
                 (str(digest), origin.host, origin.repository),
             )
 

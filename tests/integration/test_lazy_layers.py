@@ -185,6 +185,20 @@ def other_registry(tmp_path: Path) -> Iterator[str]:
 # --- later uses ---------------------------------------------------------------------------------------------------------
 
 
+def test_a_cache_in_a_forced_compression_is_exported_from_known_layers(lazy, gate, context) -> None:  # type: ignore[no-untyped-def]
+    second, name, source = lazy
+    other = f"{gate.address}/forced:cache"
+    forced = f"--cache-to=type=registry,ref={other},mode=max,compression=zstd,force-compression=true"
+    build(second, context, "--push", "-t", name, source, forced)
+    request = urllib.request.Request(
+        f"http://{gate.address}/v2/forced/manifests/cache",
+        headers={"Accept": "application/vnd.oci.image.manifest.v1+json"},
+    )
+    with urllib.request.urlopen(request) as answer:
+        kinds = {layer["mediaType"] for layer in json.load(answer)["layers"]}
+    assert kinds == {"application/vnd.oci.image.layer.v1.tar+zstd"}
+
+
 def test_an_image_of_known_layers_can_be_looked_at(lazy) -> None:  # type: ignore[no-untyped-def]
     second, name, _ = lazy
     assert name.rpartition(":")[0] in second.run("images").stdout
@@ -306,6 +320,8 @@ def test_a_lost_layer_is_told_with_its_place_and_a_way_out(gate, lazy) -> None: 
     assert "can't be fetched" in failed.stderr
     assert gate.address in failed.stderr
     assert "build the image again" in failed.stderr
+    gate.loses_all = False
+    assert second.run("run", name, "wc", "-c", "/two").stdout.split()[0] == "400000"
 
 
 def test_a_registry_that_is_gone_is_told(gate, lazy) -> None:  # type: ignore[no-untyped-def]

@@ -97,13 +97,16 @@ def test_the_origin_seen_last_comes_first(store: Store, clock: Clock) -> None:
     assert store.remote_layers.repositories("reg.example", layer.blob.digest) == ("team/cache", "app")
 
 
-def test_a_layer_without_an_origin_is_not_known_any_more(store: Store) -> None:
+def test_a_repository_that_says_it_has_no_such_blob_is_asked_last(store: Store, clock: Clock) -> None:
     layer = remote(X)
+    for origin in (THERE, HERE):
+        store.remote_layers.learn([layer], origin)
+        clock.now += 1
+    store.remote_layers.doubt(layer.blob.digest, HERE)
+    assert store.remote_layers.origins(layer.blob.digest) == (THERE, HERE)
+    assert store.layers.available((X,))
     store.remote_layers.learn([layer], HERE)
-    store.remote_layers.forget(layer.blob.digest, HERE)
-    assert store.remote_layers.of(X) == ()
-    assert store.remote_layers.blob(layer.blob.digest) is None
-    assert not store.layers.available((X,))
+    assert store.remote_layers.origins(layer.blob.digest) == (HERE, THERE)
 
 
 def test_what_is_unknown_is_completed_and_never_lost(store: Store) -> None:
@@ -126,8 +129,6 @@ def test_a_cache_record_counts_if_its_layers_can_be_fetched(store: Store) -> Non
     layer = remote(X)
     store.remote_layers.learn([layer], HERE)
     assert store.cache.get("sha256:key") is not None
-    store.remote_layers.forget(layer.blob.digest, HERE)
-    assert store.cache.get("sha256:key") is None
 
 
 def test_an_image_of_known_layers_can_be_stored_and_has_their_size(store: Store) -> None:
