@@ -194,7 +194,9 @@ def test_ping_has_the_headers_that_are_described(call: Caller, description: Desc
         ("/images/full:1/history", "/images/{name}/history"),
         ("/images/full:1/get", "/images/{name}/get"),
         ("/images/get?names=full:1&names=busybox", "/images/get"),
+        ("/images/full:1/json?manifests=1", "/images/{name}/json"),
         ("/system/df?type=image", "/system/df"),
+        ("/system/df?verbose=1", "/system/df"),
     ],
 )
 def test_what_is_asked_of_images(call: Caller, path: str, of: str) -> None:
@@ -210,7 +212,9 @@ def test_what_is_asked_of_images(call: Caller, path: str, of: str) -> None:
         ("GET", "/images/none/history", "/images/{name}/history", 404),
         ("POST", "/images/none/tag?repo=a&tag=b", "/images/{name}/tag", 404),
         ("POST", "/images/busybox/tag?repo=UPPER&tag=b", "/images/{name}/tag", 400),
+        ("POST", "/images/busybox/tag", "/images/{name}/tag", 400),
         ("DELETE", "/images/none", "/images/{name}", 404),
+        ("POST", "/images/create", "/images/create", 400),
         ("POST", "/images/create?fromImage=127.0.0.1:9/none&tag=x", "/images/create", None),
         ("GET", "/distribution/127.0.0.1:9/none/json", "/distribution/{name}/json", None),
         ("GET", "/images/json?filters=%7B", "/images/json", 400),
