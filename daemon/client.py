@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from pybuild.builder.protocols import ExitStatus, Terminal
     from pybuild.builder.request import BuildRequest
     from pybuild.builder.solver import Prediction
+    from pybuild.layers.build_usage import BuildUsage
     from pybuild.layers.builds import BuildRecord
     from pybuild.layers.descriptor import Platform
     from pybuild.layers.digest import Digest
@@ -196,6 +197,10 @@ class RemoteEngine:
         """See Engine."""
         found: bytes = self._call("raw_manifest", {"name": name}, credentials=True)
         return found
+
+    def build_usage(self) -> tuple[BuildUsage, ...]:
+        """See StoreQueries."""
+        return tuple(self._call("build_usage"))
 
     def usage(self) -> Usage:
         """See StoreQueries."""

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, Final, cast
 from pybuild.builder.cache_specs import parse_cache_from, parse_cache_to, parse_mounts_place
 from pybuild.builder.contexts import DEFAULT_DOCKERFILE, ContextNotFound, DockerfileNotFound, open_local_context
 from pybuild.builder.contexts_local import LocalContext
-from pybuild.builder.contexts_named import IGNORE_FILE, open_named_contexts
+from pybuild.builder.contexts_named import IGNORE_FILE, NamedContextNotFound, open_named_contexts
 from pybuild.builder.failure import BuildFailed
 from pybuild.builder.git_reference import parse_git_reference
 from pybuild.builder.outputs import OutputType
@@ -147,6 +147,8 @@ class BuildCall:
         """``_prepared``; what is missing is told as a build tells it. Raises BuildFailed."""
         try:
             return self._prepared(request)
+        except NamedContextNotFound as error:
+            raise BuildFailed.of_step(error, None) from error
         except (ContextNotFound, DockerfileNotFound) as error:
             name = "Dockerfile" if request.dockerfile in (None, "-") else os.path.basename(request.dockerfile or "")
             step, now = step_of(name), time.time()

@@ -53,7 +53,7 @@ def parse_volume(text: str) -> HostMount:
         raise UsageError(f"invalid --volume value {text!r}", hint="write --volume /host/path:/path[:ro]")
     source = os.path.abspath(source)
     if not os.path.exists(source):
-        raise UsageError(f"--volume {text!r}: {source} does not exist")
+        raise UsageError(f"the directory of --volume, {source}, does not exist")
     return HostMount(os.path.realpath(source), target, mode == "ro")
 
 

@@ -106,6 +106,10 @@ def raw_manifest(call: Call) -> bytes:
     return call.engine.raw_manifest(**call.arguments)
 
 
+def build_usage(call: Call) -> Any:
+    return call.engine.build_usage()
+
+
 def usage(call: Call) -> Any:
     return call.engine.usage()
 
@@ -349,6 +353,7 @@ METHODS: Final[Mapping[str, Callable[[Call], Any]]] = {
         tags_of,
         raw_manifest,
         usage,
+        build_usage,
         prune,
         prune_images,
         build_records,

@@ -15,6 +15,7 @@ from pybuild.values import replace
 from .image_list import ImageFilter, image_rows, inspect_image, lookups
 
 if TYPE_CHECKING:
+    from pybuild.layers.build_usage import BuildUsage
     from pybuild.layers.builds import BuildRecord, BuildStep
     from pybuild.layers.descriptor import Platform
     from pybuild.layers.gc import ImagePruneReport, PrunePolicy, PruneReport
@@ -90,6 +91,12 @@ class StoreQueries:
         from pybuild.layers.gc import Collector
 
         return Collector(self.store).usage()
+
+    def build_usage(self) -> tuple[BuildUsage, ...]:
+        """What the recorded builds hold of it."""
+        from pybuild.layers.build_usage import build_usage
+
+        return build_usage(self.store.builds, self.store.cache, self.usage().cache)
 
     def prune(self, policy: PrunePolicy, *, dry_run: bool) -> PruneReport:
         """Free what ``policy`` doesn't keep of the build cache."""

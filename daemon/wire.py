@@ -39,6 +39,7 @@ _CLASSES: Final[Mapping[str, tuple[str, ...]]] = {
     "pybuild.daemon.one_shot": ("RunOptions",),
     "pybuild.daemon.engine": ("LoadedImage",),
     "pybuild.daemon.remote_values": ("BuildCauses", "ImageHistory", "PullSummary"),
+    "pybuild.layers.build_usage": ("BuildUsage",),
     "pybuild.layers.builds": ("BuildRecord", "BuildStep"),
     "pybuild.layers.descriptor": ("Descriptor", "Platform"),
     "pybuild.layers.digest": ("Digest",),

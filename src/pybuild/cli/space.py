@@ -87,12 +87,8 @@ def du(arguments: list[str], environment: Environment) -> int:
 
 
 def _builds(environment: Environment, *, form: str | None) -> int:
-    if environment.host is not None:
-        raise UsageError("--builds is about this machine's own store", hint="leave --host away")
-    from pybuild.layers.build_usage import build_usage
-
-    with environment.engine() as engine:
-        found = build_usage(engine.store.builds, engine.store.cache, engine.usage().cache)
+    with environment.workbench() as engine:
+        found = engine.build_usage()
     now = time.time()
     rows: list[dict[str, object]] = [
         {
