@@ -147,12 +147,13 @@ def open_context(
     scratch: str | os.PathLike[str],
     keep_git_dir: bool = False,
     hide_ignored_definition: bool = False,
+    ignore_directory: str | None = None,
 ) -> Iterator[OpenedContext]:
     """Open ``context`` as typed and give it until the block ends.
 
     ``directory``: what relative paths, ``-f`` included, are relative to; ``dockerfile``: ``-f`` as typed; ``stdin``: read for ``-``,
     left open; ``scratch``: an existing directory in which others are made; ``keep_git_dir``: for git contexts whose URL doesn't say;
-    ``hide_ignored_definition``: see BuildRequest.
+    ``hide_ignored_definition``: see BuildRequest; ``ignore_directory``: where a local context's ignore file is, if not in the context.
     Raises UsageError, ContextNotFound, DockerfileNotFound, BadContextArchive and what ``remotes`` raises.
     """
     with contextlib.ExitStack() as stack:
@@ -164,6 +165,7 @@ def open_context(
             scratch=os.fspath(scratch),
             stack=stack,
             hide=hide_ignored_definition,
+            ignore_directory=ignore_directory,
         )
         yield opener.open(context, keep_git_dir)
 
@@ -179,8 +181,10 @@ class _Opener:
         scratch: str,
         stack: contextlib.ExitStack,
         hide: bool,
+        ignore_directory: str | None,
     ) -> None:
         self._hide = hide
+        self._ignore_directory = ignore_directory
         self._directory = directory
         self._dockerfile = dockerfile or None
         self._stdin = stdin
@@ -213,7 +217,7 @@ class _Opener:
             content, name, found = _read_local_dockerfile(path)
         else:
             content, name = elsewhere
-        ignore, ignore_name = _ignore_rules(root, found)
+        ignore, ignore_name = _ignore_rules(self._ignore_directory or root, found)
         return OpenedContext(
             ContextKind.LOCAL,
             LocalContext(root, ignore=ignore),

@@ -25,6 +25,7 @@ from .contexts_named import NamedContexts, open_named_contexts, policed
 from .frontend_choice import require_own_frontend
 from .graph import Network
 from .internal_steps import InternalSteps
+from .late_context import EVERYTHING, LateViews, paths_read
 from .lower import LoweredImage, LowerOptions, lower
 from .named_context import LocalContextRef, NamedContext
 from .platforms import normalize_platform
@@ -96,6 +97,8 @@ class Planner:
         self._check(dockerfile, opened, platforms[0])
         try:
             lowered = [self._lower(dockerfile, opened, named, platform) for platform in platforms]
+            # As with BuildKit, only the first platform is warned about: the others have mostly the same to tell.
+            self._warn_of(lowered[0])
         except DockerfileError:
             # What lowering had found until then went with it.
             self._check(dockerfile, opened, platforms[0], lowered=True)
@@ -107,7 +110,18 @@ class Planner:
 
             return inputs_of_dockerfile(request, opened, named.contexts)
 
-        return BuildPlan(lowered, {"context": opened.view, **named.views}, inputs)
+        return BuildPlan(lowered, self._views(opened, named, lowered), inputs)
+
+    def _views(
+        self, opened: OpenedContext, named: NamedContexts, lowered: Sequence[LoweredImage]
+    ) -> Mapping[str, FileView]:
+        views = {"context": opened.view, **named.views}
+        late = self._request.late_context
+        if late is None or opened.kind is not ContextKind.LOCAL:
+            return views
+        scanned = any(each.scan.context for each in lowered)
+        paths = (EVERYTHING,) if scanned else paths_read((each.vertex for each in lowered), "context")
+        return LateViews(views, "context", late=late, paths=paths)
 
     def _platforms(self) -> tuple[Platform, ...]:
         """What to build for, each once, under the names that TARGETPLATFORM and the like have: linux/arm is linux/arm/v7."""
@@ -131,6 +145,7 @@ class Planner:
 
     def _open(self, stack: ExitStack) -> tuple[OpenedContext, Dockerfile]:
         request, parts = self._request, self._parts
+        late = request.late_context
         name = "Dockerfile" if request.dockerfile in (None, "-") else request.dockerfile.rpartition("/")[2]
         step = self._steps.begin(f"[internal] load build definition from {name}")
         try:
@@ -144,6 +159,7 @@ class Planner:
                     scratch=parts.scratch,
                     keep_git_dir=request.build_args.get("BUILDKIT_CONTEXT_KEEP_GIT_DIR", "") in ("1", "true"),
                     hide_ignored_definition=request.hide_ignored_definition,
+                    ignore_directory=None if late is None else late.ignore_directory,
                 )
             )
             dockerfile = parse(opened.dockerfile, filename=opened.dockerfile_name)
@@ -177,15 +193,16 @@ class Planner:
         if arguments.get("SOURCE_DATE_EPOCH") == "context" and opened.time is not None:
             arguments["SOURCE_DATE_EPOCH"] = str(int(opened.time))
         options = self._lower_options(arguments, contexts=named.contexts)
-        lowered = lower(
+        return lower(
             dockerfile, replace(options, platform=platform, on_resolved=lambda: self._tell_ignore_file(opened))
         )
+
+    def _warn_of(self, lowered: LoweredImage) -> None:
         for warning in lowered.warnings:
             self._warn(warning)
         if lowered.unused_build_args:
             names = " ".join(lowered.unused_build_args)
             self._warn(BuildWarning("", f"[Warning] One or more build-args [{names}] were not consumed"))
-        return lowered
 
     def _lower_options(self, arguments: Mapping[str, str], *, contexts: Mapping[str, NamedContext]) -> LowerOptions:
         """What the request says to lowering, for this machine's platform."""

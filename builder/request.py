@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, BinaryIO, Protocol
 
 from pybuild.errors import UsageError
@@ -51,6 +51,15 @@ class GraphDefinition(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
+class LateContext:
+    """Files of a directory that come when the build knows which of them it reads. ``ignore_directory``: where its ignore file is meanwhile;
+    ``bring``: gets absolute paths and globs (``/`` is everything) before any of them is looked at; it returns when they are there."""
+
+    ignore_directory: str
+    bring: Callable[[Sequence[str]], None]
+
+
+@dataclass(frozen=True, slots=True)
 class BuildRequest:
     """One build.
 
@@ -61,7 +70,7 @@ class BuildRequest:
     ``definition``: what to build instead of a Dockerfile (then ``context`` only names it); ``vcs``: what the client knows of the context's version control (``source``, ``revision``, …); ``metadata_provenance``: ``min`` or ``max``
     puts the provenance into the result's metadata, ``""`` doesn't; ``hide_ignored_definition``: as docker's daemon does with an archive, the Dockerfile and the ignore file are not part of the context if
     the ignore file excludes them; ``secret_values``, ``agents``: more secrets, and sockets of ssh agents, that are only known one
-    by one, when a step asks for them; ``call``: ``build``, ``check``, ``outline`` or ``targets``.
+    by one, when a step asks for them; ``late_context``: brings the files of the main context, a directory; ``call``: ``build``, ``check``, ``outline`` or ``targets``.
     """
 
     context: str
@@ -108,6 +117,7 @@ class BuildRequest:
     definition: GraphDefinition | None = None
     secret_values: Secrets | None = None
     agents: Mapping[str, str] | None = None
+    late_context: LateContext | None = None
 
     def several_platforms(self) -> bool:
         """Whether the result is one image for each of several platforms: an index, even of one with the build argument

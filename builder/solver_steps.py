@@ -244,11 +244,11 @@ class StepMaker:
         transfer: _Transfers,
     ) -> None:
         assert isinstance(source.op, ContextSource)
-        view = self.context(vertex, source.op.name)
         transfer.begin(source)
         try:
+            view = self.context(vertex, source.op.name)
             selection, content = take(self._reader, view, op, position, context=True)
-        except Cancelled:
+        except (Cancelled, StepFailed):
             raise
         except SourceNotFound as missing:
             failure = missing.inside(source.op.name, hint=why_missing(view, missing.path))

@@ -235,6 +235,7 @@ class Builds:
             sources,
             self._daemon.engine.store.root / _REMOTES,
             scratch,
+            job.cancel,
             wanted.archive,
         )
         request = await contexts.bring(request, stack, files=files)

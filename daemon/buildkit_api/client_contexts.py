@@ -5,17 +5,22 @@ Owns which paths are asked for. How they come is ``session_files.py``'s and its 
 
 from __future__ import annotations
 
+import asyncio
 import posixpath
+import threading
 from collections.abc import Sequence
 from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from pybuild.daemon.kept_contexts import kept_context
+from pybuild.builder.late_context import EVERYTHING
+from pybuild.builder.request import LateContext
+from pybuild.daemon.kept_contexts import KeptContext, kept_context
 from pybuild.layers.digest import Digest
 from pybuild.values import dataclass, replace
 
 from .client_layouts import fetch_layout
+from .session_blocking import ask
 from .session_content import Content
 from .session_files import FileSync
 from .session_services import Upload
@@ -33,13 +38,14 @@ _DEFAULT: Final = "Dockerfile"
 @dataclass(slots=True)
 class ClientContexts:
     """Brings the contexts of one build. ``remotes``: the store's place for trees that are kept; ``scratch``: a directory of this build;
-    ``archive``: the context, when it has come already."""
+    ``cancel``: ends what is brought later; ``archive``: the context, when it has come already."""
 
     sessions: Sessions
     session: Session
     sources: Sources
     remotes: Path
     scratch: Path
+    cancel: threading.Event
     archive: Path | None = None
 
     async def bring(self, request: BuildRequest, stack: AsyncExitStack, *, files: bool = True) -> BuildRequest:
@@ -65,28 +71,62 @@ class ClientContexts:
             )
         else:
             assert dockerfile is not None  # attributes.py: only the two above do without
-            root = await self._local(stack, sources.context, own=Path(f"{dockerfile}.dockerignore"), files=files)
-            request = replace(request, context=str(root), dockerfile=dockerfile)
+            listed, rules = await self._ignore_file(stack, sources.context, own=Path(f"{dockerfile}.dockerignore"))
+            request = replace(request, context=str(listed), dockerfile=dockerfile)
+            if files:
+                request = await self._late(request, stack, listed=listed, rules=rules)
         if not files:
             return request
         named = dict(request.named_contexts)
         for context, place in sources.directories.items():
-            named[context] = str(await self._local(stack, place, own=None, files=True))
+            named[context] = str(await self._local(stack, place))
         for context, layout in sources.layouts.items():
             root = self.scratch / f"layout-{len(named)}"
             await fetch_layout(Content(self.session, f"oci:{layout.store}"), Digest.parse(layout.digest), root=root)
             named[context] = f"oci-layout://{root}@{layout.digest}"
         return replace(request, named_contexts=named)
 
-    async def _local(self, stack: AsyncExitStack, place: str, *, own: Path | None, files: bool) -> Path:
+    async def _late(
+        self, request: BuildRequest, stack: AsyncExitStack, *, listed: Path, rules: Sequence[str]
+    ) -> BuildRequest:
+        """``request`` for the main context, of whose files those come that the build will name. As in BuildKit, what a build before this one has read
+        and this one doesn't is not kept."""
+        name, loop = self.sources.context, asyncio.get_running_loop()
+        session, tree = await self._kept(stack, name, suffix="files")
+        tree.root.mkdir(mode=0o700, exist_ok=True)
+        arriving: list[asyncio.Task[None]] = []
+
+        async def receive(follow: Sequence[str]) -> None:
+            task = asyncio.current_task()
+            assert task is not None
+            arriving.append(task)
+            await FileSync(session).receive(name, tree=tree, exclude=rules, follow=follow)
+
+        async def settled() -> None:
+            # A build that was cancelled doesn't wait for its files, but they are written in threads.
+            if arriving:
+                await asyncio.wait(arriving)
+
+        def bring(paths: Sequence[str]) -> None:
+            follow = () if EVERYTHING in paths else [path.lstrip("/") for path in paths]
+            ask(loop, receive(follow), cancel=self.cancel)
+
+        stack.push_async_callback(settled)
+
+        return replace(request, context=str(tree.root), late_context=LateContext(str(listed), bring))
+
+    async def _local(self, stack: AsyncExitStack, place: str) -> Path:
         """A directory of the client without what its ignore file excludes, and with that file."""
+        _, rules = await self._ignore_file(stack, place)
+        return await self._tree(stack, place, exclude=[*rules, f"!{_IGNORE}"] if rules else [], suffix="files")
+
+    async def _ignore_file(
+        self, stack: AsyncExitStack, place: str, *, own: Path | None = None
+    ) -> tuple[Path, list[str]]:
+        """A directory with nothing but the ignore file of a client's directory, and the rules in force: those of ``own`` before that file's."""
         listed = await self._tree(stack, place, follow=[_IGNORE], suffix=_IGNORE)
-        if not files:
-            return listed
         rules = next((path for path in (own, listed / _IGNORE) if path is not None and path.is_file()), None)
-        exclude = [] if rules is None else _patterns(rules.read_bytes())
-        # Of the transfer nothing is told: the engine tells what it reads of it, as BuildKit does.
-        return await self._tree(stack, place, exclude=[*exclude, f"!{_IGNORE}"] if exclude else [], suffix="files")
+        return listed, [] if rules is None else _patterns(rules.read_bytes())
 
     async def _tree(
         self,
@@ -97,7 +137,13 @@ class ClientContexts:
         follow: Sequence[str] = (),
         suffix: str = "",
     ) -> Path:
-        """A directory of the client."""
+        """A directory of the client, as far as the patterns select it."""
+        session, tree = await self._kept(stack, name, suffix=suffix)
+        await FileSync(session).receive(name, tree=tree, exclude=exclude, follow=follow)
+        return tree.root
+
+    async def _kept(self, stack: AsyncExitStack, name: str, *, suffix: str) -> tuple[Session, KeptContext]:
+        """The session that has the directory, and the tree kept for it."""
         session = self.session
         other = self.sources.sessions.get(name)
         if other and other != session.id:
@@ -106,8 +152,7 @@ class ClientContexts:
         client = f"session:{session.shared_key}"
         key = self.sources.shared_keys.get(name, "")
         tree = stack.enter_context(kept_context(self.remotes, client=client, place=f"{name}\0{key}\0{suffix}"))
-        await FileSync(session).receive(name, tree=tree, exclude=exclude, follow=follow)
-        return tree.root
+        return session, tree
 
     async def _archive(self, identifier: str) -> Path:
         path = self.scratch / "context"

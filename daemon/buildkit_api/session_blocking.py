@@ -13,6 +13,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
+from pybuild.errors import Cancelled
 from pybuild.registry_client.credentials import Credential, normal_host
 
 from .calling import ClientCall
@@ -23,10 +24,23 @@ from .sessions import Session
 
 T = TypeVar("T")
 _PIECE: Final = 32 << 10
+_LOOK_SECONDS: Final = 0.2
 
 
-def _ask(loop: asyncio.AbstractEventLoop, question: Coroutine[Any, Any, T]) -> T:  # Any: what no coroutine here uses
-    return asyncio.run_coroutine_threadsafe(question, loop).result()
+def ask(
+    loop: asyncio.AbstractEventLoop, question: Coroutine[Any, Any, T], *, cancel: threading.Event | None = None
+) -> T:  # Any: what no coroutine here uses
+    """The answer, from a thread. Raises what the question raises, and Cancelled: ``cancel`` was set."""
+    answer = asyncio.run_coroutine_threadsafe(question, loop)
+    while True:
+        try:
+            return answer.result(None if cancel is None else _LOOK_SECONDS)
+        except TimeoutError:
+            if answer.done():
+                raise
+            if cancel is not None and cancel.is_set():
+                answer.cancel()
+                raise Cancelled from None
 
 
 class SessionCredentials:
@@ -48,7 +62,7 @@ class SessionCredentials:
 
     def _fetch(self, host: str) -> Credential | None:
         try:
-            login = _ask(self._loop, self._auth.credentials(host))
+            login = ask(self._loop, self._auth.credentials(host))
         except RpcError:
             return None
         if login is None:
@@ -71,7 +85,7 @@ class SessionSecrets(Mapping[str, bytes]):
         """Raises KeyError, RpcError."""
         with self._lock:
             if id not in self._known:
-                self._known[id] = _ask(self._loop, self._secrets.get(id))
+                self._known[id] = ask(self._loop, self._secrets.get(id))
             found = self._known[id]
         if found is None:
             raise KeyError(id)
@@ -106,7 +120,7 @@ class SessionAgents(Mapping[str, str]):
         """Raises KeyError, RpcError."""
         with self._lock:
             if id not in self._known:
-                self._known[id] = _ask(self._loop, self._open(id))
+                self._known[id] = ask(self._loop, self._open(id))
             found = self._known[id]
         if found is None:
             raise KeyError(id)
@@ -125,7 +139,7 @@ class SessionAgents(Mapping[str, str]):
     def close(self) -> None:
         """Stop listening, end what is connected, remove the sockets."""
         with suppress(RuntimeError):  # the loop has ended, and everything with it
-            _ask(self._loop, self._close())
+            ask(self._loop, self._close())
         for path in self._known.values():
             if path is not None:
                 with suppress(OSError):

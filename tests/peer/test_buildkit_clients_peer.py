@@ -115,6 +115,25 @@ def test_dockerfiles_and_contexts_come_from_standard_input(client: Client, conte
     assert client.daemon.request("GET", "/images/peer:tar/json").status == 200
 
 
+def test_only_what_the_dockerfile_names_is_sent(client: Client, context: Path) -> None:
+    (context / "unread").write_bytes(b"mine alone")
+    (context / "also").symlink_to("sub/link")
+    remotes = client.daemon.root / "remotes"
+    for dockerfile, there in (
+        ("FROM scratch AS unread\nCOPY unread /\nFROM scratch\nCOPY also /a\n", {"also", "link", "data"}),
+        ("FROM scratch\nCOPY d* sub /x/\n", {"data", "link"}),
+        ("FROM scratch\nCOPY . /x/\n", {"also", "link", "data", "unread", "Dockerfile", ".dockerignore"}),
+    ):
+        (context / "Dockerfile").write_text(dockerfile)
+        out = context.parent / f"out-{len(there)}"
+        client.build("-o", str(out), str(context))
+        assert any(path.is_file() and path.stat().st_size == 300_000 for path in out.rglob("*"))
+        kept = [
+            {path.name for path in tree.rglob("*") if not path.is_dir()} for tree in remotes.glob("context/*/*/tree")
+        ]
+        assert there in kept
+
+
 def test_secrets_and_agents_are_the_clients(client: Client, tmp_path: Path) -> None:
     (tmp_path / "Dockerfile").write_text(
         "FROM busybox\n"
