@@ -286,6 +286,10 @@ def test_a_base_for_another_platform_is_told(pybuild: Command, tmp_path: Path, r
     result = pybuild.build(f"FROM {target}\nENV foo=bar\n", tmp_path / "c", "--platform=linux/amd64")
     text = f'Base image {target} was pulled with platform "linux/arm64", expected "linux/amd64" for current build'
     assert told(result.stderr) == [("InvalidBaseImagePlatform", 1, text)]
+    # Of several platforms only the first is warned about.
+    for platforms, expected in (("linux/arm64,linux/amd64", 0), ("linux/amd64,linux/arm64", 1)):
+        result = pybuild.build(f"FROM {target}\nENV foo=bar\n", tmp_path / "c", f"--platform={platforms}")
+        assert len(told(result.stderr)) == expected
 
 
 def test_a_check_prints_what_buildx_prints(pybuild: Command, tmp_path: Path) -> None:
