@@ -20,7 +20,9 @@ def run(arguments: list[str], environment: Environment) -> int:
     )
     parser.add_argument("-e", "--env", action="append", default=[], metavar="K=V", help="set an environment variable")
     parser.add_argument("-u", "--user", metavar="USER", help="the user (default: the image's)")
-    parser.add_argument("-w", "--workdir", metavar="DIR", help="the working directory (default: the image's)")
+    parser.add_argument(
+        "-w", "--workdir", metavar="DIR", help="the working directory (default: the image's); made if it isn't there"
+    )
     parser.add_argument(
         "-v", "--volume", action="append", default=[], metavar="HOST:PATH[:ro]", help="show a directory of this machine"
     )
