@@ -20,8 +20,11 @@ if TYPE_CHECKING:
     from pybuild.parser import Dockerfile
 
 _KEPT_LOG_BYTES: Final = 32 << 20
-"""Of output that nobody has read yet; what comes after that is dropped."""
+"""Of output of a build. What readers have read makes place for more; otherwise new output is left out: no client holds up a build."""
 
+_CLIPPED: Final = b"\n[output clipped: it comes faster than it is read]\n"
+
+_READ_AT_ONCE: Final = 64
 _DOCKERFILE_STEP: Final = "[internal] load build definition from "
 
 
@@ -106,9 +109,11 @@ class StatusLog:
         self._loop = loop
         self._lock = threading.Lock()
         self._mapping = StatusMapping()
-        self._kept: list[control_pb2.StatusResponse] = []
+        self._kept: list[control_pb2.StatusResponse | None] = []  # None: output that was forgotten
+        self._looked_at = 0  # up to here ``_kept`` has no output that can be forgotten
         self._log_bytes = 0
-        self._readers: list[asyncio.Event] = []
+        self._clipped: set[str] = set()
+        self._readers: list[_Reader] = []
         self._finished = False
 
     def dockerfile(self, dockerfile: Dockerfile) -> None:
@@ -122,11 +127,28 @@ class StatusLog:
             if self._finished:
                 return
             if isinstance(event, StepLog):
-                if self._log_bytes + len(event.data) > _KEPT_LOG_BYTES:
+                if not self._has_room(len(event.data)):
+                    self._clipped.add(event.step)
                     return
                 self._log_bytes += len(event.data)
+            if isinstance(event, (StepLog, StepDone)) and event.step in self._clipped:
+                self._clipped.discard(event.step)
+                self._kept.append(self._mapping.status(StepLog(event.step, 1, _CLIPPED, event.time)))
             self._kept.append(self._mapping.status(event))
         self._wake()
+
+    def _has_room(self, size: int) -> bool:
+        """Whether there is room for so much output, forgetting the oldest that every reader has."""
+        if self._log_bytes + size <= _KEPT_LOG_BYTES:
+            return True
+        read_by_all = min((reader.position for reader in self._readers), default=0)
+        while self._looked_at < read_by_all and self._log_bytes > _KEPT_LOG_BYTES // 2:
+            status = self._kept[self._looked_at]
+            if status is not None and status.logs:
+                self._log_bytes -= sum(len(log.msg) for log in status.logs)
+                self._kept[self._looked_at] = None
+            self._looked_at += 1
+        return self._log_bytes + size <= _KEPT_LOG_BYTES
 
     def finish(self) -> None:
         """The build is over: readers come to their end."""
@@ -137,7 +159,7 @@ class StatusLog:
     def _wake(self) -> None:
         def wake() -> None:
             for reader in self._readers:
-                reader.set()
+                reader.wake.set()
 
         try:
             self._loop.call_soon_threadsafe(wake)
@@ -145,27 +167,35 @@ class StatusLog:
             return  # the daemon has stopped: nobody reads
 
     async def follow(self) -> AsyncIterator[control_pb2.StatusResponse]:
-        """Every status from the first one on, until the build is over."""
-        wake = asyncio.Event()
-        self._readers.append(wake)
-        position = 0
+        """Every status that is kept, from the first one on, until the build is over."""
+        reader = _Reader()
+        with self._lock:
+            self._readers.append(reader)
         try:
             while True:
                 with self._lock:
-                    new, finished = self._kept[position:], self._finished
-                    position = len(self._kept)
+                    new, finished = self._kept[reader.position : reader.position + _READ_AT_ONCE], self._finished
                 for status in new:
-                    yield status
+                    if status is not None:
+                        yield status
+                    reader.position += 1
                 if new:
-                    with self._lock:
-                        self._log_bytes -= sum(len(log.msg) for status in new for log in status.logs)
-                elif finished:
+                    continue
+                if finished:
                     return
-                else:
-                    await wake.wait()
-                    wake.clear()
+                await reader.wake.wait()
+                reader.wake.clear()
         finally:
-            self._readers.remove(wake)
+            with self._lock:
+                self._readers.remove(reader)
+
+
+class _Reader:
+    """``position``: how many statuses it has taken."""
+
+    def __init__(self) -> None:
+        self.wake = asyncio.Event()
+        self.position = 0
 
 
 def set_time(timestamp: Timestamp, seconds: float) -> None:

@@ -95,6 +95,36 @@ def test_output_that_nobody_reads_has_an_end() -> None:
     assert asyncio.run(run()) == 32 << 20
 
 
+def test_output_that_is_read_makes_room_for_more_and_what_was_left_out_is_told() -> None:
+    async def scenario() -> None:
+        log = StatusLog(asyncio.get_running_loop())
+        log.emit(STEP)
+        piece = b"x" * (8 << 20)
+
+        def emit(count: int) -> None:
+            for number in range(count):
+                log.emit(StepLog("sha256:1", 1, b"%d" % number + piece, float(number)))
+
+        reader = log.follow()
+        assert (await anext(reader)).vertexes
+        emit(6)
+        first = [(await anext(reader)).logs[0].msg[:1] for _ in range(3)]
+        assert first == [b"0", b"1", b"2"]
+        emit(1)
+        log.emit(StepDone("sha256:1", 12.0))
+        log.finish()
+        rest = [status async for status in reader]
+        assert [part.msg[:2] for status in rest for part in status.logs] == [b"\n[", b"0x"]
+        assert b"clipped" in rest[0].logs[0].msg
+        assert rest[-1].vertexes[0].HasField("completed")
+        # Who comes later gets what is left, and every step.
+        late = [status async for status in log.follow()]
+        assert [len(status.vertexes) for status in late if status.vertexes] == [1, 1]
+        assert sum(len(part.msg) for status in late for part in status.logs) <= 33 << 20
+
+    asyncio.run(scenario())
+
+
 def test_a_failed_build_shows_the_client_where() -> None:
     dockerfile = parse(b"FROM scratch\nCOPY a b\n", filename="D")
     error = rpc_error(BuildFailed("it broke", hint=None, lines=(2, 2)), dockerfile)
