@@ -218,13 +218,16 @@ class UnpackedLayers:
                 del self._written[next(iter(self._written))]
 
     def _index_of(self, diff_id: Digest) -> EntryLayer | None:
+        if self._index.tar_blob(diff_id) is None:
+            # Perhaps gc took the tar since it was looked at.
+            with self._guard:
+                self._indexed.pop(diff_id, None)
+            return None
         with self._guard:
             if diff_id in self._indexed:
                 found = self._indexed.pop(diff_id)
                 self._indexed[diff_id] = found  # the last of the dictionary was used last
                 return found
-        if self._index.tar_blob(diff_id) is None:
-            return None
         from .tar_index import index_tar
         from .tree_views import EntryLayer
 

@@ -356,6 +356,25 @@ def test_gc_takes_unpacked_layers_that_nothing_needs_and_views_find_out(tmp_path
             pass
 
 
+def test_gc_takes_a_tar_that_was_looked_at_and_views_find_out(tmp_path: Path) -> None:
+    with Store(tmp_path / "store", clock=time.time) as store:
+        snapshots = snapshots_of(store)
+        with store.lease():
+            diff_id = snapshots.write_layer((), [file("f", b"content")]).diff_id
+            assert content(snapshots, [diff_id], "f") == b"content"
+        os.utime(store.blobs.path(diff_id), (0, 0))
+        with store.lease():
+            # Looking at it again is a use: it stays.
+            assert content(snapshots, [diff_id], "f") == b"content"
+            Collector(store).collect()
+            assert store.blobs.path(diff_id).exists()
+        os.utime(store.blobs.path(diff_id), (0, 0))
+        Collector(store).collect()
+        assert not store.blobs.path(diff_id).exists()
+        with store.lease(), pytest.raises(LayerNotFound), snapshots.view([diff_id]):
+            pass
+
+
 def test_scratch_space_and_cache_mounts(store: Store, snapshots: SnapshotStore) -> None:
     with snapshots.scratch() as path:
         assert os.listdir(path) == []
