@@ -52,13 +52,15 @@ def plan_copy(
     copier = _Copier(PendingTree(parent), op, owner, mode, spool, xattrs)
     if source is not None:
         selection = selection or select_copy(source, op, literal=literal)
-        for matches in selection.sources:
+        for name, matches in zip(op.sources, selection.sources, strict=True):
+            copier.mode = None if name in op.keep_mode else mode
             for match in matches:
                 if op.unpack is Unpack.LOCAL and copier.unpack(source, match):
                     continue
                 copier.copy(source, match, contents=not literal)
     elif op.sources:
         raise SourceNotFound("/" + op.sources[0].strip("/"))
+    copier.mode = mode
     for file in op.inline:
         copier.write(file.name, file.data, file.mode)
     return CopyPlan(tuple(copier.tree.entries()), warnings)

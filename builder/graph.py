@@ -188,7 +188,8 @@ class FileCopy:
     ``sources``: paths or globs, rooted at the source tree; ``destination``: absolute, with its trailing slash kept (it
     means "a directory"); ``owner`` as written (``""``: 0:0 from a context, kept from a stage: ``keep_owner``);
     ``mode``: None, octal text, or symbolic text, as written; ``inline``: heredoc files (then there may be no input 1);
-    ``link``: a layer of its own, independent of input 0 (then there is no input 0: source is input 0).
+    ``link``: a layer of its own, independent of input 0 (then there is no input 0: source is input 0);
+    ``keep_mode``: those of ``sources`` that ``mode`` leaves alone.
     """
 
     sources: tuple[str, ...]
@@ -197,6 +198,7 @@ class FileCopy:
     owner: str = ""
     keep_owner: bool = False
     mode: str | None = None
+    keep_mode: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
     parents: bool = False
     unpack: Unpack = Unpack.NEVER

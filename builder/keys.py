@@ -190,6 +190,7 @@ def _copy(op: FileCopy, inputs: Sequence[str]) -> Json:
         "owner": op.owner,
         "keep owner": op.keep_owner,
         "mode": op.mode,
+        **({"keep mode": list(op.keep_mode)} if op.keep_mode else {}),
         "exclude": list(op.exclude),
         "parents": op.parents,
         "unpack": op.unpack.value,

@@ -44,6 +44,7 @@ class _Part:
     unpack: Unpack = Unpack.NEVER
     keep_owner: bool = False
     parents: bool = False
+    keep_mode: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
 
 
@@ -78,7 +79,7 @@ def lower_copy(
     note = state.note(title, shown, instruction.span)
     parts = _parts(instruction, paths, flags, note=note, origin=origin, commit_of=commit_of)
     nonce = state.nonce()
-    part = _gather(parts, note, nonce) if len(parts) > 1 else (parts[0] if parts else None)
+    part = _gather(parts, note, flags.mode, nonce) if len(parts) > 1 else (parts[0] if parts else None)
     link = flags.link and not flags.mode  # BuildKit's rule: --chmod needs the file's own layer below
     operation = FileCopy(
         sources=part.sources if part else (),
@@ -87,6 +88,7 @@ def lower_copy(
         owner=flags.owner,
         keep_owner=part.keep_owner if part else False,
         mode=flags.mode or None,
+        keep_mode=part.keep_mode if part else (),
         exclude=part.exclude if part else (),
         parents=part.parents if part else False,
         unpack=part.unpack if part else Unpack.NEVER,
@@ -242,16 +244,24 @@ def http_source(url: str, instruction: Add, checksum: str) -> HttpSource:
     return HttpSource(url=url, filename=name if name not in {"", ".", ".."} else "__unnamed__", checksum=digest)
 
 
-def _gather(parts: list[_Part], note: Note, nonce: str) -> _Part:
-    """Put the sources of several origins side by side in a tree made for it, from which one copy then takes them all."""
+def _gather(parts: list[_Part], note: Note, mode: str, nonce: str) -> _Part:
+    """Put the sources of several origins side by side in a tree made for it, from which one copy then takes them all.
+
+    Where archives are unpacked, ``mode`` is applied here: it doesn't count for what was in them, and later nobody could tell.
+    """
     tree = Vertex(Scratch(), (), note)
     sources: list[str] = []
+    keep_mode: list[str] = []
     for number, part in enumerate(parts):
         directory = f"/{number}/"
+        moded = bool(mode) and part.unpack is not Unpack.NEVER
+        if moded:
+            keep_mode.append(directory)
         operation = FileCopy(
             sources=part.sources,
             destination=directory,
             keep_owner=part.keep_owner,
+            mode=mode if moded else None,
             exclude=part.exclude,
             parents=part.parents,
             unpack=part.unpack,
@@ -261,7 +271,7 @@ def _gather(parts: list[_Part], note: Note, nonce: str) -> _Part:
         tree = Vertex(operation, (tree, part.vertex), replace(note, title=title))
         named = isinstance(part.vertex.op, HttpSource) and part.unpack is Unpack.NEVER
         sources.append(f"/{number}" + _GLOB.sub(r"\\\1", part.sources[0]) if named else directory)
-    return _Part(tree, tuple(sources), keep_owner=True)
+    return _Part(tree, tuple(sources), keep_owner=True, keep_mode=tuple(keep_mode))
 
 
 def _history_text(

@@ -237,6 +237,19 @@ def test_chown_applies_to_what_is_unpacked_and_to_the_destination(pybuild: Comma
     assert entries["out/foo"].owner == entries["out/"].owner == (100, 200)
 
 
+def test_a_mode_is_for_files_and_downloads_and_never_for_what_is_unpacked_beside_them(
+    pybuild: Command, tmp_path: Path, http: Files
+):
+    http.answers["/foo"] = (b"content1", {})
+    context = write_files(tmp_path / "c", {"t.tar": archive(("bar", "file", "content0"), mode=0o640), "f": "f"})
+    image = build_image(pybuild, f"FROM scratch\nADD --chmod=751 t.tar f {http.url}/foo /out/\n", context)
+    assert {name: image.entry(0, f"out/{name}").mode for name in ("bar", "f", "foo")} == {
+        "bar": 0o640,
+        "f": 0o751,
+        "foo": 0o751,
+    }
+
+
 def test_a_wildcard_may_name_archives(pybuild: Command, tmp_path: Path):
     context = write_files(
         tmp_path / "c", {"t.tar": archive(("foo", "file", "content0")), "b.tar": archive(("bar", "file", "content1"))}

@@ -507,6 +507,12 @@ def test_what_a_hard_links_header_says_counts_for_the_file_under_all_its_names(o
     assert {(e.mode, e.uid, e.gid, e.mtime_ns) for e in entries.values()} == {expected}
 
 
+def test_a_mode_leaves_sources_alone_that_keep_theirs() -> None:
+    source = Tree().file("0/kept", mode=0o640).file("1/changed", mode=0o640)
+    entries = copy(source, ["/0/", "/1/"], "/out/", mode="700", keep_mode=("/0/",))
+    assert (entries["out/kept"].mode, entries["out/changed"].mode) == (0o640, 0o700)
+
+
 def test_archives_inside_a_directory_stay_packed() -> None:
     assert list(add({"d/t.tar": archive(("foo", b"x"))}, ["/d"], "/o")) == ["o", "o/t.tar"]
 
