@@ -20,6 +20,7 @@ from typing import BinaryIO, Final
 
 from pybuild.layers.digest import Digest
 from pybuild.layers.entries import Kind
+from pybuild.layers.holes import is_hole
 from pybuild.layers.locks import try_lock_file
 from pybuild.layers.tar_read import TarReader
 from pybuild.layers.trees import remove_tree
@@ -27,7 +28,9 @@ from pybuild.layers.trees import remove_tree
 from .context_listing import ListedPath, checked, listing_text
 from .wire import WireError
 
-_COPIES: Final = 16
+_COPIES: Final = 256
+"""Of one directory at a time: a bake of many targets builds them all at once."""
+
 _CHUNK: Final = 1 << 20
 _DRAFT: Final = "arriving-"
 
@@ -40,6 +43,7 @@ class ArrivingFile:
         self._place = place
         descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         self._out = os.fdopen(descriptor, "wb")
+        self._hole = False
 
     def __enter__(self) -> ArrivingFile:
         return self
@@ -51,11 +55,17 @@ class ArrivingFile:
             self.drop()
 
     def write(self, data: bytes) -> None:
-        """The next bytes."""
-        self._out.write(data)
+        """The next bytes; long runs of zeros become holes."""
+        self._hole = is_hole(data)
+        if self._hole:
+            self._out.seek(len(data), os.SEEK_CUR)
+        else:
+            self._out.write(data)
 
     def finish(self) -> None:
         """It is complete."""
+        if self._hole:
+            self._out.truncate()
         self._out.close()
         if _is(self._place, stat.S_ISDIR):
             remove_tree(self._place)

@@ -179,6 +179,20 @@ def test_a_context_arrives_as_it_is(context: Path, tmp_path: Path) -> None:
     assert (root / "sub/file").stat().st_ino == (root / "sub/hard").stat().st_ino
 
 
+def test_long_runs_of_zeros_take_no_space_where_they_arrive(tmp_path: Path) -> None:
+    (tmp_path / "sent").mkdir()
+    contents = {
+        "end": b"a" + bytes(3 << 20),
+        "middle": bytes(3 << 20) + b"b" + bytes(3 << 20) + b"c",
+        "all": bytes(3 << 20),
+    }
+    for name, content in contents.items():
+        (tmp_path / "sent" / name).write_bytes(content)
+    _, root = bring(tmp_path / "remotes", tmp_path / "sent")
+    assert {name: (root / name).read_bytes() for name in contents} == contents
+    assert sum((root / name).stat().st_blocks * 512 for name in contents) < 6 << 20  # of 12 MiB
+
+
 def test_only_what_changed_is_asked_for(context: Path, tmp_path: Path) -> None:
     remotes = tmp_path / "remotes"
     bring(remotes, context, now_ns=LATER)
