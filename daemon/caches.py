@@ -7,10 +7,10 @@ counts as empty. Sources with a document are read once, when the store first mis
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Final
+from functools import partial
+from typing import TYPE_CHECKING, Final, TypeVar
 
 from pybuild.builder.assemble import BuiltImage
 from pybuild.builder.cache_format import (
@@ -38,6 +38,7 @@ from pybuild.errors import Cancelled, PybuildError
 from pybuild.layers.descriptor import Descriptor
 from pybuild.layers.digest import Digest
 from pybuild.layers.remote_layers import Origin, RemoteLayer
+from pybuild.registry_client.transfers import Stop, run_all
 from pybuild.values import dataclass, replace
 
 from .cache_events import CacheEvents
@@ -56,6 +57,7 @@ if TYPE_CHECKING:
 
 _PARALLEL_SOURCES: Final = 4
 _PARALLEL_LAYERS: Final = 6
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,8 +164,7 @@ class BuildCachesHere:
                 self._loaded = True
                 return
             self._loaded = True
-            with ThreadPoolExecutor(min(_PARALLEL_SOURCES, len(self._places)), "cache") as pool:
-                bundles = list(pool.map(self._read, self._places))
+            bundles = self._all([partial(self._read, place) for place in self._places], _PARALLEL_SOURCES)
         # Earlier options count first.
         for place, bundle in reversed(list(zip(self._places, bundles))):
             if bundle is not None:
@@ -245,15 +246,22 @@ class BuildCachesHere:
         # Big ones first, so that none is left over at the end.
         order = sorted(layers, key=self._blob_size, reverse=True)
         try:
-            with ThreadPoolExecutor(min(_PARALLEL_LAYERS, len(order)), "cache") as pool:
-                came = list(
-                    pool.map(lambda diff_id: self._bring_one(diff_id, layers[diff_id], step, unpack=unpack), order)
-                )
+            came = self._all(
+                [partial(self._bring_one, diff_id, layers[diff_id], step, unpack=unpack) for diff_id in order],
+                _PARALLEL_LAYERS,
+            )
         finally:
             self._events.end(step)
-        if self._cancel.is_set():
-            raise Cancelled
         return frozenset(diff_id for diff_id, here in zip(order, came) if not here)
+
+    def _all(self, tasks: Sequence[Callable[[], T]], parallel: int) -> list[T]:
+        """Raises Cancelled, without waiting for a registry that doesn't answer."""
+        return run_all(
+            tasks,
+            parallel=parallel,
+            stop=Stop(self._cancel),
+            interrupt=lambda threads: self._registries.client.transport.interrupt(threads),
+        )
 
     def _blob_size(self, diff_id: Digest) -> int:
         known = self._known.get(diff_id)

@@ -80,7 +80,7 @@ def push_image(
         if found is None:
             raise UsageError(f"{name} has nothing for {platform}")
         descriptor = found
-    ready = Compressing(engine, compression=compression, level=level, force=force).ready(descriptor)
+    ready = Compressing(engine, compression=compression, level=level, force=force, cancel=cancel).ready(descriptor)
     report = push(
         engine.registries.client,
         reference,
@@ -103,9 +103,17 @@ def push_image(
 class Compressing:
     """Rewrites manifests so that every layer is compressed as asked. The configuration, and so the image ID, stays."""
 
-    def __init__(self, engine: Engine, *, compression: str, level: int | None, force: bool) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        *,
+        compression: str,
+        level: int | None,
+        force: bool,
+        cancel: threading.Event | None = None,
+    ) -> None:
         self._engine = engine
-        self._layers = StoreLayers(engine.store, lazy=engine.lazy_layers())
+        self._layers = StoreLayers(engine.store, lazy=engine.lazy_layers(cancel=cancel), cancel=cancel)
         self._compression = compression
         self._level = level
         self._force = force

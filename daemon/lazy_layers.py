@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import io
 import threading
-from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, BinaryIO, Final
 
 from pybuild.builder.cache_format import CachedLayer
@@ -22,6 +22,7 @@ from pybuild.layers.image import ImageConfig, Index, Manifest
 from pybuild.layers.images import MANIFEST_LIMIT_BYTES
 from pybuild.layers.references import Reference
 from pybuild.layers.remote_layers import LayersLost, Origin, RemoteLayer
+from pybuild.registry_client.transfers import Stop, run_all
 
 from .cache_layers import CacheLayers
 from .registries import Registries
@@ -31,7 +32,6 @@ if TYPE_CHECKING:
     from pybuild.layers.store import Store
     from pybuild.registry_client.client import Repository
     from pybuild.registry_client.fetch import BlobReader
-    from pybuild.registry_client.transfers import Stop
 
     from .parts_on_demand import SnapshotsOnDemand
 
@@ -42,10 +42,10 @@ _BUFFER_BYTES: Final = 1 << 18
 class _OriginPlace:
     """A repository as a BlobPlace."""
 
-    def __init__(self, registries: Registries, origin: Origin, cancel: threading.Event) -> None:
+    def __init__(self, registries: Registries, origin: Origin, stop: Stop) -> None:
         self._registries = registries
         self._origin = origin
-        self._cancel = cancel
+        self._stop = stop
 
     @property
     def name(self) -> str:
@@ -57,9 +57,8 @@ class _OriginPlace:
 
     def chunks(self, blob: Descriptor) -> Iterator[bytes]:
         from pybuild.registry_client.fetch import blob_chunks
-        from pybuild.registry_client.transfers import Stop
 
-        return blob_chunks(_repository(self._registries, self._origin), blob, stop=Stop(self._cancel))
+        return blob_chunks(_repository(self._registries, self._origin), blob, stop=self._stop)
 
 
 def _repository(registries: Registries, origin: Origin) -> Repository:
@@ -82,7 +81,8 @@ class LazyLayers:
         self._store = store
         self._layers = CacheLayers(store, snapshots)
         self._registries = registries
-        self._cancel = cancel or threading.Event()
+        self._cancel = cancel
+        self._stop = Stop(cancel)
         self._progress = progress
         self._told: set[Origin] = set()
         self._reasons: dict[Digest, tuple[str, str | None]] = {}
@@ -93,10 +93,7 @@ class LazyLayers:
         """See DistantLayers."""
         if not layers:
             return frozenset()
-        with ThreadPoolExecutor(min(_PARALLEL, len(layers)), "fetch") as pool:
-            came = list(pool.map(lambda item: self.bring_one(item[0], item[1], unpack=unpack), layers.items()))
-        if self._cancel.is_set():
-            raise Cancelled
+        came = self._all([partial(self.bring_one, *item, unpack=unpack) for item in layers.items()])
         return frozenset(diff_id for diff_id, here in zip(layers, came) if not here)
 
     def bring_one(self, diff_id: Digest, stack: Sequence[Digest], *, unpack: bool) -> bool:
@@ -124,14 +121,14 @@ class LazyLayers:
                 known = self._store.remote_layers.blob(layer.digest)
                 if known is not None and diff_ids[position : position + 1] == (known.diff_id,):
                     wanted[layer.digest] = (known, diff_ids[: position + 1])
-        if not wanted:
-            return
-        with ThreadPoolExecutor(min(_PARALLEL, len(wanted)), "fetch") as pool:
-            came = pool.map(lambda item: self._fetch(item[0], item[1], unpack=False, this_blob=True), wanted.values())
-            lost = frozenset(known.diff_id for (known, _), here in zip(wanted.values(), came) if not here)
-        if self._cancel.is_set():
-            raise Cancelled
-        self._raise(lost)
+        came = self._all([partial(self._fetch, *item, unpack=False, this_blob=True) for item in wanted.values()])
+        self._raise(frozenset(known.diff_id for (known, _), here in zip(wanted.values(), came) if not here))
+
+    def _all(self, tasks: Sequence[Callable[[], bool]]) -> list[bool]:
+        """Raises Cancelled. Who is told to stop, even by Ctrl-C, waits for no registry."""
+        return run_all(
+            tasks, parallel=_PARALLEL, stop=self._stop, interrupt=self._registries.client.transport.interrupt
+        )
 
     def _manifests(self, descriptor: Descriptor) -> Iterator[tuple[Manifest, tuple[Digest, ...]]]:
         blobs = self._store.blobs
@@ -165,9 +162,9 @@ class LazyLayers:
             level=known.level,
         )
         for origin in self._store.remote_layers.origins(known.blob.digest):
-            if self._cancel.is_set():
+            if self._stop.stopped:
                 return False
-            place = _OriginPlace(self._registries, origin, self._cancel)
+            place = _OriginPlace(self._registries, origin, self._stop)
             try:
                 self._layers.fetch(layer, place, stack=stack, unpack=unpack, this_blob=this_blob, cancel=self._cancel)
             except Cancelled:
@@ -208,7 +205,7 @@ class LazyLayers:
         from pybuild.registry_client.fetch import BlobReader
 
         for origin in self._store.remote_layers.origins(known.blob.digest):
-            yield origin, BlobReader(_repository(self._registries, origin), known.blob, stop=self._stop())
+            yield origin, BlobReader(_repository(self._registries, origin), known.blob, stop=self._stop)
 
     def failed(self, known: RemoteLayer, origin: Origin, error: PybuildError) -> None:
         """For _OriginReader."""
@@ -217,11 +214,6 @@ class LazyLayers:
     def lost(self, known: RemoteLayer) -> LayersLost:
         """For _OriginReader."""
         return self._lost((known.diff_id,))
-
-    def _stop(self) -> Stop:
-        from pybuild.registry_client.transfers import Stop
-
-        return Stop(self._cancel)
 
 
 class LazyBlobs:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -322,6 +323,30 @@ def test_a_lost_layer_is_told_with_its_place_and_a_way_out(gate, lazy) -> None: 
     assert "build the image again" in failed.stderr
     gate.loses_all = False
     assert second.run("run", name, "wc", "-c", "/two").stdout.split()[0] == "400000"
+
+
+def test_who_is_interrupted_waits_for_no_registry(gate, lazy, context, tmp_path) -> None:  # type: ignore[no-untyped-def]
+    """The registry stalls for as long as the test runs."""
+    second, name, source = lazy
+    gate.stalls = True
+    for command in (
+        ["save", "-o", str(tmp_path / "out.tar"), name],
+        ["build", "-t", "here", source, str(context)],
+        ["push", "--force-compression", "--compression=zstd", name],
+    ):
+        gate.stalled.clear()
+        with subprocess.Popen(
+            [sys.executable, "-m", "pybuild", "--root", str(second.root), *command],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        ) as process:
+            try:
+                assert gate.stalled.wait(30)
+                process.send_signal(signal.SIGINT)
+                assert process.wait(15) == 130, command
+            finally:
+                process.kill()
 
 
 def test_a_registry_that_is_gone_is_told(gate, lazy) -> None:  # type: ignore[no-untyped-def]

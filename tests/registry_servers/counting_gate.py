@@ -18,13 +18,16 @@ _HOP = {"connection", "transfer-encoding", "keep-alive"}
 
 class CountingGate:
     """``down``, ``up``: bytes of bodies to and from the client; ``blob_reads``: digests of the blobs that were sent; ``lost``: digests that
-    are answered with 404 from now on."""
+    are answered with 404 from now on; ``stalls``: blobs' answers stop in their middle until the gate is closed, and ``stalled`` is set then."""
 
     def __init__(self, port: int) -> None:
         self.down = self.up = 0
         self.blob_reads: list[str] = []
         self.lost: set[str] = set()
         self.loses_all = False
+        self.stalls = False
+        self.stalled = threading.Event()
+        self._over = threading.Event()
         self._guard = threading.Lock()
         gate = self
 
@@ -58,6 +61,12 @@ class CountingGate:
                 if self.command != "HEAD":
                     self.send_header("Content-Length", str(len(content)))
                 self.end_headers()
+                if gate.stalls and found and self.command == "GET":
+                    self.wfile.write(content[: len(content) // 2])
+                    gate.stalled.set()
+                    gate._over.wait()
+                    self.close_connection = True
+                    return
                 for start in range(0, len(content), _BLOCK_BYTES):
                     self.wfile.write(content[start : start + _BLOCK_BYTES])
 
@@ -85,6 +94,7 @@ class CountingGate:
         """Be gone: nobody is let in any more."""
         if self._open:
             self._open = False
+            self._over.set()
             self._server.shutdown()
             self._server.server_close()
 
