@@ -292,7 +292,7 @@ def _add(known: dict[str, bool], found: Iterable[tuple[str, bool]]) -> None:
 
 
 def _image(image: ResolvedImage, layouts: Mapping[str, str]) -> ImageMaterial:
-    platform = image.config.platform
+    platform = image.asked_for or image.config.platform
     if image.reference.startswith(_LAYOUT):
         name = layouts.get(image.reference, "layout").partition("::")[0].partition("@")[0].partition(":")[0]
         return ImageMaterial(f"{name}@{image.index}", image.index, platform, local=True)

@@ -25,7 +25,8 @@ class ResolvedImage:
     """A reference resolved to one platform: manifest and configuration only, no layers pulled yet.
 
     ``layers`` are the manifest's descriptors, lowest first; ``config.diff_ids`` has the same length. ``index`` is the digest
-    that the reference itself had (an index's, or the manifest's).
+    that the reference itself had (an index's, or the manifest's). ``asked_for``: the platform that the build wanted it for, once it is
+    part of one; the image may be for another.
     """
 
     reference: str
@@ -33,6 +34,7 @@ class ResolvedImage:
     index: Digest
     config: ImageConfig
     layers: tuple[Descriptor, ...]
+    asked_for: Platform | None = None
 
 
 class ImageSource(Protocol):

@@ -14,7 +14,7 @@ from pybuild.layers.descriptor import Platform
 from pybuild.parser.ast import Span
 from pybuild.parser.errors import DockerfileError
 from pybuild.parser.suggest import did_you_mean
-from pybuild.values import dataclass
+from pybuild.values import dataclass, replace
 
 from .progress import Progress, StepDone, StepStarted, step_of
 from .protocols import ImageSource, RemoteSources, ResolvedImage
@@ -103,7 +103,7 @@ class ImageResolver:
             message = did_you_mean(told, request.written, self._names)
             raise DockerfileError(message, span=request.span, hint=error.hint) from error
         self._progress.emit(StepDone(step=step, time=self._clock()))
-        return answer
+        return replace(answer, asked_for=request.platform)
 
 
 class CommitResolver:

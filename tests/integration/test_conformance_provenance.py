@@ -304,6 +304,20 @@ def test_every_platform_has_its_own_provenance(pybuild: Command, tmp_path: Path)
     assert len(identifiers) == 1
 
 
+def test_an_image_is_named_with_the_platform_that_it_was_wanted_for(pybuild: Command, registry: str, tmp_path: Path):
+    base = f"{registry}/attested/base:1"
+    pybuild.build(
+        "FROM scratch\nCOPY <<EOF /f\nEOF\n", tmp_path / "b", "--platform=linux/amd64", "--provenance=false",
+        f"--output=type=image,name={base},push=true,store=false",
+    )  # fmt: skip
+    platforms = ("linux/amd64", "linux/arm64")
+    dockerfile = f"FROM {base}\nENV A=b\n"
+    found = attested(pybuild, dockerfile, tmp_path / "c", "--provenance=true", f"--platform={','.join(platforms)}")
+    for platform in platforms:
+        (material,) = found.predicate(platform)["buildDefinition"]["resolvedDependencies"]
+        assert material["uri"].endswith(f"/attested/base@1?platform={platform.replace('/', '%2F')}")
+
+
 def test_secrets_and_agents_are_named_and_their_values_are_not(pybuild: Command, tmp_path: Path):
     dockerfile = """
 FROM busybox:latest
