@@ -162,16 +162,17 @@ class Planner:
                     ignore_directory=None if late is None else late.ignore_directory,
                 )
             )
-            dockerfile = parse(opened.dockerfile, filename=opened.dockerfile_name)
         except PybuildError as error:
             self._steps.end(step, error)
-            if isinstance(error, DockerfileSyntaxError):
-                for warning in findings_before(error, build_args=request.build_args):
-                    self._warn(warning)
             raise
         self._steps.count(step, "transferring dockerfile:", len(opened.dockerfile))
         self._steps.end(step)
-        return opened, dockerfile
+        try:
+            return opened, parse(opened.dockerfile, filename=opened.dockerfile_name)
+        except DockerfileSyntaxError as error:
+            for warning in findings_before(error, build_args=request.build_args):
+                self._warn(warning)
+            raise
 
     def _tell_ignore_file(self, opened: OpenedContext) -> None:
         """The ignore file has long been read; clients know this step, and where it stands among the others."""
