@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AsyncExitStack
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, TypeVar
 
@@ -81,7 +81,7 @@ class Builds:
         """Build and export; the answer of the exporters. Raises RpcError."""
         session = await self._session(job)
         async with AsyncExitStack() as stack:
-            scratch = stack.enter_context(self._daemon.engine.store.active.make())
+            scratch = await stack.enter_async_context(self._scratch())
             try:
                 outputs = client_outputs(exports.exporters, scratch=scratch)
                 caches = ClientCaches(session, scratch)
@@ -108,7 +108,7 @@ class Builds:
         session = await self._session(job)
         place = job.directory(self._daemon.engine.store.active.make)
         async with AsyncExitStack() as stack:
-            scratch = stack.enter_context(self._daemon.engine.store.active.make())
+            scratch = await stack.enter_async_context(self._scratch())
             try:
                 request = await self._request(
                     job,
@@ -134,7 +134,7 @@ class Builds:
             return subrequests.describe()
         session = await self._session(job)
         async with AsyncExitStack() as stack:
-            scratch = stack.enter_context(self._daemon.engine.store.active.make())
+            scratch = await stack.enter_async_context(self._scratch())
             try:
                 request = await self._request(
                     job,
@@ -199,6 +199,16 @@ class Builds:
             return await self._threaded(job, session, work)
         except (PybuildError, OSError) as error:
             raise _told(error, job) from error
+
+    @asynccontextmanager
+    async def _scratch(self) -> AsyncIterator[Path]:
+        """A directory for as long as the context lasts. What is in it then may be a whole image: threads remove it."""
+        made = self._daemon.engine.store.active.make()
+        path = await asyncio.to_thread(made.__enter__)
+        try:
+            yield path
+        finally:
+            await asyncio.to_thread(made.__exit__, None, None, None)
 
     # --- what a build is made of -------------------------------------------------------------------------------------
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -12,7 +13,7 @@ from pybuild.layers.digest import Digest
 if TYPE_CHECKING:
     from .session_content import Content
 
-_PIECE: Final = 256 << 10
+_PIECE: Final = 1 << 20
 _LARGEST_DOCUMENT: Final = 4 << 20
 _MANIFEST: Final = "application/vnd.oci.image.manifest.v1+json"
 
@@ -48,7 +49,7 @@ async def send_layout(root: Path, content: Content) -> None:
 async def pieces(path: Path) -> AsyncIterator[bytes]:
     """A file's bytes."""
     with path.open("rb") as source:
-        while piece := source.read(_PIECE):
+        while piece := await asyncio.to_thread(source.read, _PIECE):
             yield piece
 
 

@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     from .sessions import Session
 
 _FILES: Final = ("oci", "docker", "tar", "local")
-_PIECE: Final = 256 << 10
 _STORE: Final = "export"
 
 

@@ -163,11 +163,9 @@ class SessionAgents(Mapping[str, str]):
                 self._connections.discard(task)
                 writer.close()
 
-        before = os.umask(0o177)
-        try:
-            self._servers.append(await asyncio.start_unix_server(connected, path))
-        finally:
-            os.umask(before)
+        self._servers.append(await asyncio.start_unix_server(connected, path))
+        # Nobody was faster, as the directory is closed; the process's mask would also be that of files that threads make meanwhile.
+        os.chmod(path, 0o600)
         return path
 
     async def _close(self) -> None:
