@@ -441,28 +441,3 @@ def test_systemd_can_hand_over_the_socket(pybuild: Pybuild, tmp_path: Path) -> N
 
 
 # --- a longer run ----------------------------------------------------------------------------------------------------
-
-
-def test_builds_leave_nothing_behind_and_memory_stays_flat(pybuild: Pybuild, tmp_path: Path) -> None:
-    with running_daemon(tmp_path / "d", pybuild.root) as daemon:
-
-        def some(begin: int, count: int) -> None:
-            for number in range(begin, begin + count):
-                daemon.build(
-                    {"Dockerfile": f"FROM busybox\nRUN echo {number} > /n\nRUN test {number} != 3\n"}, t="soak:1"
-                )
-
-        some(0, 10)
-        memory, files, mounts = daemon.resident_bytes(), daemon.open_files(), _mounts(daemon)
-        some(10, 20)
-        assert daemon.resident_bytes() - memory < 12 << 20
-        # SQLite keeps the descriptors of ended threads for the next one: their number is bounded, not constant.
-        assert daemon.open_files() < files + 16
-        assert _mounts(daemon) == mounts
-        assert os.listdir(pybuild.root / "active") == []
-
-
-def _mounts(daemon: RunningDaemon) -> int:
-    """Mounts of the store: others on this machine come and go."""
-    lines = Path(f"/proc/{daemon.pid}/mountinfo").read_text(errors="replace").splitlines()
-    return sum(str(daemon.root) in line for line in lines)
