@@ -192,7 +192,7 @@ class TransferRoutes:
             engine = self._daemon.engine
             out = io.BufferedWriter(job.output, _WRITE_BYTES)
             try:
-                engine.save_images(names, dest=None, stdout=out, docker=True, platforms=platforms)
+                engine.save_images(names, dest=None, stdout=out, docker=True, platforms=platforms, cancel=job.cancel)
                 out.flush()
             except BaseException:
                 # What the buffer still holds is of no use to anybody, and its destructor must not try.

@@ -30,6 +30,8 @@ from .engine import LoadedImage, canonical_tag
 from .machine import host_platform
 
 if TYPE_CHECKING:
+    import threading
+
     from .engine import Engine
 
 
@@ -41,12 +43,14 @@ def save_images(
     stdout: BinaryIO,
     docker: bool,
     platforms: Sequence[Platform] = (),
+    cancel: threading.Event | None = None,
 ) -> None:
     """Write images, of indexes only ``platforms`` if there are any. With a tag an image keeps that one name, with a repository all tags
     of it are written, with an ID it keeps none, as docker does."""
     images: dict[Digest, ExportedImage] = {}
     with engine.store.lease():
-        compressing = Compressing(engine, compression="gzip", level=None, force=False)
+        compressing = Compressing(engine, compression="gzip", level=None, force=False, cancel=cancel)
+        lazy = engine.lazy_layers(cancel=cancel)
         for name in _with_all_tags(engine, names):
             image = engine.find_image(name)
             kept = [known for known in image.names if known == _canonical(name)]
@@ -54,7 +58,7 @@ def save_images(
             descriptor = narrowed if docker else compressing.ready(narrowed)
             before = images.get(descriptor.digest)
             known_names = (*(before.names if before else ()), *kept)
-            engine.lazy_layers().need_image(descriptor)
+            lazy.need_image(descriptor)
             images[descriptor.digest] = ExportedImage(descriptor, tuple(dict.fromkeys(known_names)))
 
         def write(out: BinaryIO) -> None:

@@ -403,11 +403,12 @@ class Engine(StoreQueries):
         stdout: BinaryIO,
         docker: bool,
         platforms: Sequence[Platform] = (),
+        cancel: threading.Event | None = None,
     ) -> None:
         """Write images to the file ``dest`` (whole or not at all) or to ``stdout``. Raises ImageNotFound, ExportFailed."""
         from .archives import save_images
 
-        save_images(self, names, dest=dest, stdout=stdout, docker=docker, platforms=platforms)
+        save_images(self, names, dest=dest, stdout=stdout, docker=docker, platforms=platforms, cancel=cancel)
 
     def load_images(self, source: BinaryIO, *, platforms: Sequence[Platform] = ()) -> list[LoadedImage]:
         """Read images from an archive; all or none. Raises InvalidArchive and the like."""

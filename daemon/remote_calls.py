@@ -132,7 +132,7 @@ def build_causes(call: Call) -> BuildCauses | None:
 
 def save_images(call: Call) -> None:
     out = call.stdout()
-    call.engine.save_images(**call.arguments, dest=None, stdout=out)
+    call.engine.save_images(**call.arguments, dest=None, stdout=out, cancel=call.cancel)
     out.flush()
 
 
