@@ -155,8 +155,8 @@ class Http2Stream:
         self._readable.set()
 
     def fail(self, failure: StreamFailed) -> None:
-        if self._received_all and failure.code is not None:
-            # All is there to be read: the peer only doesn't want more from us.
+        if self._received_all and failure.code is not None and self.on_failure is None:
+            # All of the answer is there to be read: the peer only doesn't want more from us. A caller that resets has given the call up.
             self._sent_all = True
         elif not self.is_over:
             self.failure = failure

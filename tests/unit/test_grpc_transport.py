@@ -187,7 +187,8 @@ def test_a_sender_waits_for_a_reader_that_is_slow() -> None:
     asyncio.run(run())
 
 
-def test_a_call_that_is_left_cancels_its_handler() -> None:
+@pytest.mark.parametrize("has_sent_all", [False, True])
+def test_a_call_that_is_left_cancels_its_handler(has_sent_all: bool) -> None:
     async def run() -> None:
         ended = asyncio.Event()
 
@@ -202,7 +203,7 @@ def test_a_call_that_is_left_cancels_its_handler() -> None:
         async with connected(services) as channel:
             opened: ClientCall[BytesMessage, BytesMessage] = channel.stream("/t.T/Wait", BytesMessage)
             async with opened as call:
-                await call.send(BytesMessage())
+                await call.send(BytesMessage(), end=has_sent_all)
                 await ask(channel, b"")
             await asyncio.wait_for(ended.wait(), 10)
             assert await ask(channel, b"still there") == b"still there"
