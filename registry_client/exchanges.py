@@ -198,5 +198,8 @@ class Response:
     def __enter__(self) -> Response:
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self.close()
+    def __exit__(self, kind: object, *_: object) -> None:
+        if kind is not None and not self._ended:
+            self._raw.drop()  # who was interrupted must not wait for the rest
+        else:
+            self.close()

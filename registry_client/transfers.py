@@ -105,20 +105,21 @@ def run_all(
 
     # Not an executor: importing concurrent.futures takes 5 ms, with logging, for one loop.
     workers = [threading.Thread(target=work, name=f"transfer-{number}") for number in range(min(parallel, len(tasks)))]
+
+    def wait() -> None:
+        # Again and again: who is interrupted may try once more before it looks whether there is a point in it.
+        while alive := {each.ident for each in workers if each.ident is not None and each.is_alive()}:
+            if stop.stopped:
+                interrupt(alive)
+            next(each for each in workers if each.ident in alive).join(_POLL_SECONDS)
+
     try:
         for worker in workers:
             worker.start()
-        for worker in workers:
-            while worker.is_alive():
-                worker.join(_POLL_SECONDS)
-                if stop.stopped:
-                    interrupt({each.ident for each in workers if each.ident is not None and each.is_alive()})
+        wait()
     except BaseException:
         stop.fail()
-        interrupt({each.ident for each in workers if each.ident is not None and each.is_alive()})
-        for worker in workers:
-            if worker.ident is not None:
-                worker.join()
+        wait()
         raise
     if stop.cancelled:
         raise Cancelled
