@@ -438,6 +438,3 @@ def test_systemd_can_hand_over_the_socket(pybuild: Pybuild, tmp_path: Path) -> N
             assert process.wait(20) == 0
         assert notified.recv(1000) == b"STOPPING=1"
         assert path.exists(), "the socket is systemd's"
-
-
-# --- a longer run ----------------------------------------------------------------------------------------------------
