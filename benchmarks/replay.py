@@ -58,7 +58,7 @@ def check_out(repository: Path, commit: str, *, directory: Path) -> Commit:
     directory.mkdir(parents=True)
     archive = _git(repository, "-c", "tar.umask=0022", "archive", "--format=tar", commit)
     with tarfile.open(fileobj=io.BytesIO(archive)) as tar:
-        tar.extractall(directory, filter="tar")
+        tar.extractall(directory)
     for name, target in (("Dockerfile", "Dockerfile"), ("dockerignore", ".dockerignore")):
         shutil.copy(_RECIPE / name, directory / target)
     shown = {

@@ -6,6 +6,7 @@ nothing.
 
 from __future__ import annotations
 
+import copy
 import io
 import os
 import shutil
@@ -13,7 +14,7 @@ import tarfile
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, Final, cast
@@ -307,7 +308,8 @@ class _Received:
                 self._file.seek(0)
                 os.makedirs(self._dest, exist_ok=True)
                 with tarfile.open(fileobj=cast(BinaryIO, self._file)) as archive:
-                    archive.extractall(self._dest, filter=_inside)
+                    archive.extraction_filter = _unchanged
+                    archive.extractall(self._dest, members=_inside(archive, os.path.realpath(self._dest)))
             else:
                 self._file.flush()
                 os.fchmod(self._file.fileno(), 0o644)
@@ -323,10 +325,35 @@ class _Received:
             os.unlink(self._file.name)
 
 
-def _inside(member: tarfile.TarInfo, destination: str) -> tarfile.TarInfo | None:
-    """Python's filter against paths that lead outside, without its changes of modes."""
-    checked = tarfile.tar_filter(member, destination)
-    return checked.replace(mode=member.mode, uid=os.geteuid(), gid=os.getegid(), uname="", gname="", deep=False)
+def _unchanged(member: tarfile.TarInfo, destination: str) -> tarfile.TarInfo:
+    """Python's filters since 3.11.4 change modes and refuse links that lead outside, which images are full of."""
+    return member
+
+
+def _inside(archive: tarfile.TarFile, root: str) -> Iterator[tarfile.TarInfo]:
+    """The members, each when the ones before are extracted. What is in the place of one is removed, not written through.
+
+    Raises TarError for one that would be written outside of ``root``.
+    """
+    for member in archive:
+        member = copy.copy(member)
+        member.name = os.path.relpath(_place(root, member.name), root)
+        if member.islnk():
+            member.linkname = os.path.relpath(_place(root, member.linkname), root)
+        member.uid, member.gid, member.uname, member.gname = os.geteuid(), os.getegid(), "", ""
+        place = os.path.join(root, member.name)
+        if os.path.islink(place) or (os.path.exists(place) and not os.path.isdir(place)):
+            os.unlink(place)
+        yield member
+
+
+def _place(root: str, name: str) -> str:
+    """Where a member is: links on the way are followed, the last name is not."""
+    parent, last = os.path.split(name.strip("/"))
+    directory = os.path.realpath(os.path.join(root, parent))
+    if last == ".." or os.path.commonpath((root, directory)) != root:
+        raise tarfile.TarError(f"{name} leads out of the directory")
+    return os.path.normpath(os.path.join(directory, last))
 
 
 def _is_elsewhere(context: str) -> bool:

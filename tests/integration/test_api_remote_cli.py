@@ -172,6 +172,25 @@ def test_outputs_arrive_on_the_clients_machine(both: Both, tmp_path: Path) -> No
     ]
 
 
+@pytest.mark.parametrize("over", [True, False])
+def test_a_repeated_export_replaces_links_and_writes_through_none(both: Both, tmp_path: Path, over: bool) -> None:
+    builder = both.over if over else both.alone
+    (tmp_path / "outside").write_text("untouched")
+    (tmp_path / "elsewhere").mkdir()
+    made = f"ln -s {tmp_path}/outside /d/made && ln /d/file /d/second && ln -s {tmp_path}/elsewhere /d/sub"
+    links = f"FROM busybox\nRUN mkdir /d && echo x > /d/file && {made}\nFROM scratch\nCOPY --from=0 /d /\n"
+    files = "FROM scratch\nCOPY <<E /made\nnew\nE\nCOPY <<E /sub/file\nnew\nE\n"
+    for text in (links, links, files):
+        builder.run("build", "-q", "-o", "tree", "-", stdin=text.encode(), cwd=tmp_path)
+    tree = tmp_path / "tree"
+    assert (tree / "made").read_text() == (tree / "sub/file").read_text() == "new\n"
+    assert not (tree / "made").is_symlink()
+    assert not (tree / "sub").is_symlink()
+    assert (tree / "second").read_text() == "x\n"
+    assert (tmp_path / "outside").read_text() == "untouched"
+    assert not list((tmp_path / "elsewhere").iterdir())
+
+
 DOCKERFILE_OF_TWO = b"FROM busybox\nCOPY . /c\nRUN cat /c/small\n"
 
 

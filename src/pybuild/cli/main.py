@@ -141,7 +141,9 @@ def run(argv: list[str]) -> int:
         if "help" in options or not rest:
             print(help_text())
             return 0 if "help" in options else 2
-        return _dispatch(rest[0], rest[1:], options)
+        status = _dispatch(rest[0], rest[1:], options)
+        sys.stdout.flush()  # a full disk or a reader that has gone is told here
+        return status
     except PybuildError as error:
         if debug:
             import traceback
