@@ -177,6 +177,8 @@ def _steady(data: bytes, directory: Path) -> list[str]:
     text = re.sub(r"^#\d+ ", "#N ", text, flags=re.MULTILINE)
     text = re.sub(r"transferring context: \S+", "transferring context: SIZE", text)
     text = re.sub(r"\b[0-9a-z]{12}(?= +AGE)|\b[0-9a-f]{12,64}\b", "HEX", text)
+    if "UNIQUE SIZE" in text:
+        text = re.sub(r"\b\d+(\.\d+)?[kM]?B\b", "SIZE", text)  # shared with how many others: as below
     # How many images without a name there are depends on steps that ran within the same second: files' times are whole seconds.
     return sorted({" ".join(line.split()) for line in text.splitlines()})
 
