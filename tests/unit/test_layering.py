@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import os
 from pathlib import Path
 
@@ -19,6 +20,7 @@ ALLOWED = {
 FOLDERS = sorted(ALLOWED)
 
 
+@functools.cache
 def imported_modules(path: Path) -> set[str]:
     """Absolute dotted names of all that a module imports anywhere, also inside functions."""
     found: set[str] = set()
