@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import ipaddress
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 from pybuild.builder.outputs import Output, OutputType, parse_output, split_fields
@@ -152,7 +152,7 @@ def sources_of(attributes: Mapping[str, str], *, inputs: Iterable[str] = (), arc
     directories: dict[str, str] = {}
     layouts: dict[str, LayoutSource] = {}
     named_inputs: dict[str, str] = {}
-    for name, value in _prefixed(attributes, _CONTEXT).items():
+    for name, value in _contexts(attributes):
         if value.startswith(_LOCAL):
             directories[name] = value.removeprefix(_LOCAL)
         elif value.startswith(_LAYOUT):
@@ -265,10 +265,20 @@ def _prefixed(attributes: Mapping[str, str], prefix: str) -> dict[str, str]:
     return {name[len(prefix) :]: value for name, value in sorted(attributes.items()) if name.startswith(prefix)}
 
 
+def _contexts(attributes: Mapping[str, str]) -> Iterator[tuple[str, str]]:
+    """The named contexts with their sources. The slashes of images and layouts may be left out, as in ``frontend/dockerui/namedcontext.go``."""
+    for name, value in _prefixed(attributes, _CONTEXT).items():
+        for scheme in (_IMAGE, _LAYOUT):
+            short = scheme.removesuffix("//")
+            if value.startswith(short):
+                value = scheme + value.removeprefix(short).removeprefix("//")
+        yield name, value
+
+
 def _named(attributes: Mapping[str, str]) -> dict[str, str]:
     """The named contexts that the daemon finds by itself."""
     found = {}
-    for name, value in _prefixed(attributes, _CONTEXT).items():
+    for name, value in _contexts(attributes):
         if value.startswith((_LOCAL, _LAYOUT, _INPUT)):
             continue
         if not value.startswith((_IMAGE, *_REMOTES)):

@@ -172,6 +172,12 @@ def test_no_context_names_a_directory_of_the_daemons_machine(place: str) -> None
         build_request({"context:x": place}, machine=MACHINE)
 
 
+def test_the_slashes_of_images_and_layouts_may_be_left_out() -> None:
+    attributes = {"context:lay": f"oci-layout:store@{LAYOUT_DIGEST}", "context:base": "docker-image:alpine:3"}
+    assert sources_of(attributes).layouts == {"lay": LayoutSource("store", LAYOUT_DIGEST)}
+    assert build_request(attributes, machine=MACHINE).named_contexts == {"base": "docker-image://alpine:3"}
+
+
 def test_a_layout_without_a_digest_is_refused() -> None:
     with pytest.raises(PybuildError, match="digest"):
         sources_of({"context:lay": "oci-layout://store"})
