@@ -5,7 +5,6 @@ Owns the grammar of chmod(1) as BSD's setmode(3) reads it, with a umask of zero.
 
 from __future__ import annotations
 
-import re
 from functools import lru_cache
 from typing import Final
 
@@ -20,6 +19,7 @@ _STICKY: Final = 0o1000
 _SPECIAL: Final = 0o6000
 _PERMISSIONS: Final = {"r": 0o444, "w": 0o222, "x": 0o111}
 _SHIFTS: Final = {"u": 6, "g": 3, "o": 0}
+_OCTAL: Final = pattern(r"0*[0-7]{1,4}\Z")
 _CLAUSE: Final = pattern(r"(?P<who>[augo]*)(?P<actions>(?:[-+=][rwxXstugo]*)+)\Z")
 _ACTION: Final = pattern(r"([-+=])([rwxXstugo]*)")
 
@@ -27,12 +27,8 @@ _ACTION: Final = pattern(r"([-+=])([rwxXstugo]*)")
 class InvalidMode(PybuildError):
     """``--chmod`` has a value that is neither octal nor symbolic."""
 
-    def __init__(self, text: str) -> None:
-        super().__init__(
-            f"invalid chmod parameter: '{text}'. it should be octal string and between 0 and 07777",
-            hint="symbolic modes such as u=rwX,go-w work as well",
-        )
-        self.text = text
+    def __init__(self, message: str) -> None:
+        super().__init__(message, hint="Write it in octal, as 0644, or symbolically, as u=rwX,go=rX")
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,15 +73,15 @@ class ModeChange:
 @lru_cache(maxsize=256)
 def parse_mode(text: str) -> ModeChange:
     """Read an octal or a symbolic mode. Raises InvalidMode."""
-    if text.isascii() and text.isdigit():
-        if re.fullmatch(r"[0-7]+", text) is None or int(text, 8) > 0o7777:
-            raise InvalidMode(text)
+    if text[:1].isdecimal() or not text:
+        if _OCTAL.match(text) is None:
+            raise InvalidMode(f"invalid chmod parameter: '{text}'. it should be octal string and between 0 and 07777")
         return ModeChange(int(text, 8))
     steps: list[_Step] = []
     for clause in text.split(","):
         match = _CLAUSE.match(clause)
         if match is None:
-            raise InvalidMode(text)
+            raise InvalidMode("invalid syntax")
         who = match["who"]
         for operator, permissions in _ACTION.findall(match["actions"]):
             steps += _action(who, operator, permissions)

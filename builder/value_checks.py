@@ -11,7 +11,7 @@ from typing import TypeVar
 
 from pybuild.parser.ast import Word
 from pybuild.parser.errors import DockerfileError
-from pybuild.parser.values import ValueProblem, check_chmod
+from pybuild.parser.values import ValueProblem
 
 from .copy_modes import InvalidMode, parse_mode
 
@@ -30,5 +30,4 @@ def checked(word: Word, check: Callable[[_Value], _Result], value: _Value) -> _R
 def check_mode(word: Word, mode: str) -> None:
     """Raises DockerfileError unless ``mode`` is empty, octal up to 07777, or symbolic as chmod(1) reads it."""
     if mode:
-        checked(word, check_chmod, mode)
         checked(word, parse_mode, mode)

@@ -1,5 +1,4 @@
-"""Rules for single values: modes, ports, signals, stage names. Each is checked when parsing where no variable stands in it,
-and again by lowering, through the same functions, once variables are expanded.
+"""Rules for single values: ports, signals, stage names. Names of stages are checked when parsing, the others when their stage is lowered.
 
 Never expands anything. A value that doesn't fit raises ``ValueProblem`` in BuildKit's words.
 """
@@ -9,7 +8,7 @@ from __future__ import annotations
 from pybuild.errors import PybuildError
 from pybuild.values import dataclass, pattern
 
-from .go_text import parse_signed, parse_unsigned, quote
+from .go_text import parse_signed, quote
 
 
 class ValueProblem(PybuildError):
@@ -17,8 +16,6 @@ class ValueProblem(PybuildError):
 
 
 _STAGE_NAME = pattern(r"[a-z][a-z0-9\-_.]*")
-# Clauses of POSIX chmod's symbolic modes, as dchapes/mode reads them: X, s, t and copying (g=u) included.
-_SYMBOLIC_MODE = pattern(r"[ugoa]*(?:[+\-=](?:[rwxXstugo]*))+(?:,[ugoa]*(?:[+\-=](?:[rwxXstugo]*))+)*")
 
 
 def check_stage_name(name: str) -> None:
@@ -27,24 +24,6 @@ def check_stage_name(name: str) -> None:
             f"invalid name for build stage: {quote(name)}, name can't start with a number or contain symbols",
             hint="A stage name starts with a letter and holds letters, digits, '-', '_' and '.'",
         )
-
-
-def check_chmod(value: str) -> None:
-    """The value of ``--chmod``: octal, or symbolic as in ``u=rwX,go-w``."""
-    hint = "Write it in octal, as 0644, or symbolically, as u=rwX,go=rX"
-    refused = ValueProblem(
-        f"invalid chmod parameter: '{value}'. it should be octal string and between 0 and 07777", hint=hint
-    )
-    try:
-        mode = parse_unsigned(value, base=8)
-    except ValueError:
-        if value[:1].isdecimal():
-            raise refused from None
-        if not _SYMBOLIC_MODE.fullmatch(value):
-            raise ValueProblem("invalid syntax", hint=hint) from None
-        return
-    if mode > 0o7777:
-        raise refused
 
 
 _SIGNALS = frozenset(

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from pybuild.parser.go_text import parse_bool, parse_duration, parse_signed, parse_size, parse_unsigned, quote
 from pybuild.parser.suggest import closest, did_you_mean
-from pybuild.parser.values import ValueProblem, check_chmod, check_signal, check_stage_name, parse_port
+from pybuild.parser.values import ValueProblem, check_signal, check_stage_name, parse_port
 
 
 @pytest.mark.parametrize(
@@ -132,19 +132,6 @@ def test_ports_are_read_as_expose_has_them(text: str, ports: tuple[str, ...]) ->
 
 def test_a_port_keeps_its_protocols_case() -> None:
     assert parse_port("80/TcP").protocol == "TcP"
-
-
-@pytest.mark.parametrize(
-    "value", ["0", "644", "0644", "7777", "u=rwX,go=rX", "+x", "a+rwx", "u+r-w", "g=u", "o=", "u=s,+t", "ug+X"]
-)
-def test_modes_may_be_octal_or_symbolic(value: str) -> None:
-    check_chmod(value)
-
-
-@pytest.mark.parametrize("value", ["888", "10000", "0x1", "64a", "u", "rwx", "u=rwx,", ",u=r", "u+q", "z+x", "-1 "])
-def test_other_modes_are_refused(value: str) -> None:
-    with pytest.raises(ValueProblem):
-        check_chmod(value)
 
 
 def test_signals_have_names_and_numbers() -> None:
